@@ -1,0 +1,1 @@
+"""The log: append, read, follow, hash, migrate. Knows no chat."""

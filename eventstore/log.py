@@ -1,0 +1,146 @@
+"""The log: append, read, follow. This is what the rest of the house sees of `eventstore`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+import sqlalchemy as sa
+
+from eventstore.events import Appended, Context, RecordedEvent, StreamWrite
+from eventstore.feed import POLL_SECONDS, Feed, Subscriber
+from eventstore.projection import Projection
+from eventstore.reader import Reader
+from eventstore.statements import Statement
+from eventstore.tables import events, log_head
+from eventstore.writer import Writer
+
+_COLUMNS = (
+    events.c.position,
+    events.c.stream,
+    events.c.version,
+    events.c.type,
+    # The text as it was hashed, not a value that would have to be made canonical again.
+    sa.func.convert_to(sa.cast(events.c.data, sa.Text), "UTF8"),
+    sa.func.convert_to(sa.cast(events.c.metadata, sa.Text), "UTF8"),
+    events.c.recorded_at,
+)
+_PAGE = Statement(
+    sa.select(*_COLUMNS)
+    .where(events.c.position > sa.bindparam("after", type_=sa.BigInteger))
+    .order_by(events.c.position)
+    .limit(sa.bindparam("limit", type_=sa.BigInteger))
+)
+_STREAM = Statement(
+    sa.select(*_COLUMNS)
+    .where(events.c.stream == sa.bindparam("stream", type_=sa.Text))
+    .where(events.c.version > sa.bindparam("after", type_=sa.BigInteger))
+    .order_by(events.c.version)
+    .limit(sa.bindparam("limit", type_=sa.BigInteger))
+)
+_AT = Statement(sa.select(*_COLUMNS).where(events.c.position == sa.bindparam("position", type_=sa.BigInteger)))
+_HEAD = Statement(sa.select(log_head.c.position))
+
+
+class EventLog:
+    """The totally ordered log of events in Postgres, as one process uses it: `async with EventLog(conninfo) as log`.
+
+    `projections` are the read models that every append keeps up, in its own transaction. A log that is only read
+    (`writable=False`) opens no writer.
+    """
+
+    def __init__(
+        self,
+        conninfo: str,
+        projections: Sequence[Projection] = (),
+        *,
+        readers: int = 8,
+        poll_seconds: float = POLL_SECONDS,
+        writable: bool = True,
+    ) -> None:
+        self.reader = Reader(conninfo, size=readers)
+        self._feed = Feed(conninfo, self.read, poll_seconds=poll_seconds)
+        self._writer = Writer(conninfo, projections, on_commit=self._feed.offer) if writable else None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.reader)
+            if self._writer is not None:
+                await self._writer.connect()
+                stack.push_async_callback(self._writer.close)
+            self._feed.start_at(await self.head())
+            self._stack = stack.pop_all()
+        self._tasks = [asyncio.create_task(self._feed.run(), name="log feed")]
+        if self._writer is not None:
+            self._tasks.append(asyncio.create_task(self._writer.run(), name="log writer"))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            await self._writer.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def watch(self) -> None:
+        """Waits for ever; raises what stopped a background task of the log, should that happen."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def append(self, *writes: StreamWrite, context: Context, command_id: str | None = None) -> Appended:
+        """Appends all the writes in one transaction, or none of them, and returns after the commit.
+
+        The repeat of a `command_id` appends nothing and returns the first outcome. Raises `WrongVersion` if a stream
+        is not where its write expected it, `InvalidEvent`, and `LogUnavailable` (the append may have been committed).
+        """
+        if self._writer is None:
+            raise TypeError("this log was opened for reading only")
+        return await self._writer.append(writes, context, command_id)
+
+    async def read(self, after: int = 0, limit: int = 1000) -> list[RecordedEvent]:
+        """Up to `limit` events behind position `after`, in order."""
+        return [RecordedEvent(*row) for row in await self.reader.fetch(_PAGE, after=after, limit=limit)]
+
+    async def read_stream(self, stream: str, after: int = 0, limit: int = 1000) -> list[RecordedEvent]:
+        """Up to `limit` events of one stream behind version `after`, in order."""
+        rows = await self.reader.fetch(_STREAM, stream=stream, after=after, limit=limit)
+        return [RecordedEvent(*row) for row in rows]
+
+    async def event_at(self, position: int) -> RecordedEvent | None:
+        """The event at this position, or None behind the end of the log."""
+        row = await self.reader.fetch_one(_AT, position=position)
+        return None if row is None else RecordedEvent(*row)
+
+    async def head(self) -> int:
+        """The last position of the log, 0 while it is empty."""
+        row = await self.reader.fetch_one(_HEAD)
+        return 0 if row is None else int(row[0])
+
+    def follow(self, after: int = 0) -> AsyncIterator[list[RecordedEvent]]:
+        """Batches of events behind position `after`, in order and without gaps, for ever."""
+        return self._feed.follow(after)
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Calls `subscriber` with every batch committed from now on, by any process: for caches to forget.
+
+        See `Feed.subscribe` for what it may rely on; who needs order and every event exactly once uses `follow`.
+        """
+        self._feed.subscribe(subscriber)
+
+    @property
+    def ready(self) -> bool:
+        """Whether appends are taken and other processes' events arrive."""
+        return (self._writer is None or self._writer.connected) and self._feed.listening.is_set()
+
+    async def listening(self) -> None:
+        """Returns once other processes' commits wake this one."""
+        await self._feed.listening.wait()

@@ -1,0 +1,99 @@
+"""Leaf hashes of the log's Merkle tree (RFC 6962, section 2.1).
+
+Leaf `i` is event `i`: `SHA-256(0x00 || entry)`. The entry is the event's header as canonical JSON, with
+`SHA-256(salt || data)` in place of the data, so that data can be erased and the tree still holds:
+
+    {"data_hash":"<hex>","metadata":{...},"position":7,"recorded_at":"2026-01-31T12:00:00.000000Z",
+     "stream":"message-...","type":"MessageSent","version":1}
+
+without the line break. The database computes the leaf hash as it appends, since only there the position and the
+time are known; `leaf_hash` computes the same from an event's parts, for everyone who checks. A test holds both equal.
+Stream names and types are of `NAME_PATTERN`, so they need no escaping inside the entry.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from hashlib import sha256
+
+import sqlalchemy as sa
+
+from eventstore.statements import inline
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_.:/-]{1,200}")
+SALT_BYTES = 16
+
+
+def rfc3339(moment: datetime) -> str:
+    """The moment in UTC with microseconds, as entries and answers show it: `2026-01-31T12:00:00.000000Z`."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def entry(
+    *,
+    position: int,
+    stream: str,
+    version: int,
+    event_type: str,
+    metadata: bytes,
+    recorded_at: datetime,
+    data_hash: bytes,
+) -> bytes:
+    """The canonical header of an event, which is what its leaf hash covers."""
+    return (
+        f'{{"data_hash":"{data_hash.hex()}","metadata":{metadata.decode()},"position":{position},'
+        f'"recorded_at":"{rfc3339(recorded_at)}","stream":"{stream}","type":"{event_type}","version":{version}}}'
+    ).encode()
+
+
+def data_hash(salt: bytes, data: bytes) -> bytes:
+    """The salted digest that stands in the entry for the data (32 bytes)."""
+    return sha256(salt + data).digest()
+
+
+def leaf_hash(entry: bytes) -> bytes:
+    """The hash of a leaf of the tree (32 bytes)."""
+    return sha256(b"\0" + entry).digest()
+
+
+def leaf_hash_sql(
+    *,
+    position: sa.ColumnElement[int],
+    stream: sa.ColumnElement[str],
+    version: sa.ColumnElement[int],
+    event_type: sa.ColumnElement[str],
+    metadata: sa.ColumnElement[str],
+    recorded_at: sa.ColumnElement[str],
+    salt: sa.ColumnElement[bytes],
+    data: sa.ColumnElement[str],
+) -> sa.ColumnElement[bytes]:
+    """`leaf_hash` of an event as an SQL expression; `data` and `metadata` as text, `recorded_at` by `rfc3339_sql`."""
+    digest = sa.func.sha256(salt.op("||")(_utf8(data)))
+    text = sa.func.concat(
+        inline('{"data_hash":"'),
+        sa.func.encode(digest, inline("hex")),
+        inline('","metadata":'),
+        metadata,
+        inline(',"position":'),
+        position,
+        inline(',"recorded_at":"'),
+        recorded_at,
+        inline('","stream":"'),
+        stream,
+        inline('","type":"'),
+        event_type,
+        inline('","version":'),
+        version,
+        inline("}"),
+    )
+    return sa.func.sha256(sa.literal_column(r"'\x00'::bytea").op("||")(_utf8(text)))
+
+
+def rfc3339_sql(moment: sa.ColumnElement[datetime]) -> sa.ColumnElement[str]:
+    """`rfc3339` as an SQL expression."""
+    return sa.func.to_char(sa.func.timezone(inline("UTC"), moment), inline('YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
+
+
+def _utf8(text: sa.ColumnElement[str]) -> sa.ColumnElement[bytes]:
+    return sa.func.convert_to(text, inline("UTF8"))

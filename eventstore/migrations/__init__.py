@@ -1,0 +1,1 @@
+"""Alembic's environment for all migrations of the house: the log's own are in `versions`."""

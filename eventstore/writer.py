@@ -1,0 +1,391 @@
+"""The writer: all appends of a process, committed in batches by one connection.
+
+Invariants:
+* A batch is one transaction and one statement (`eventstore.append`). While it is being committed the next one gathers.
+* A caller hears of its append only after the commit; one that failed with `LogUnavailable` may have been committed.
+* Appends of one process are committed in the order in which they were handed in.
+* One bad append fails alone: when a batch fails for a reason of its content, its appends are repeated one by one.
+* While there is no connection, appends fail at once; the writer reconnects with backoff.
+* Committed events are handed to `on_commit` before any caller hears of them, so caches are never behind an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import psycopg
+import structlog
+
+from eventstore import canonical, wire
+from eventstore.append import AppendStatements
+from eventstore.backoff import Backoff
+from eventstore.errors import InvalidEvent, LogError, LogUnavailable, WrongVersion
+from eventstore.events import Appended, Context, RecordedEvent, StreamWrite
+from eventstore.ids import new_id
+from eventstore.merkle import NAME_PATTERN, SALT_BYTES
+from eventstore.projection import Projection
+from eventstore.session import configure
+
+MAX_BATCH_EVENTS = 500
+MAX_BATCH_BYTES = 1 << 20
+STATEMENT_TIMEOUT = 30.0
+_RACES = 20
+
+_log = structlog.get_logger(__name__)
+_valid_name = NAME_PATTERN.fullmatch
+
+_VERSIONS = (
+    "SELECT s, coalesce((SELECT version FROM events WHERE stream = s ORDER BY version DESC LIMIT 1), 0) "
+    "FROM unnest($1::text[]) AS s"
+)
+_ARBITERS = {"events_stream_version_key", "commands_pkey"}
+_COMMAND = "SELECT first_position, last_position FROM commands WHERE command_id = $1"
+
+
+class _Metadata(msgspec.Struct, omit_defaults=True, gc=False):
+    # The fields stand in the order of their names, as canonical JSON wants them.
+    actor: int | None
+    command_id: str | msgspec.UnsetType
+    correlation_id: str
+    event_id: str
+    schema: int
+
+
+class _Taken(LogError):
+    """A version or a command id of the batch is there already."""
+
+
+class _Pending:
+    """An append that waits for its commit: its rows, column by column, as the statement takes them."""
+
+    __slots__ = ("bytes", "command_id", "data", "future", "metadata", "streams", "types", "versions", "writes")
+
+    def __init__(self, writes: Sequence[StreamWrite], context: Context, command_id: str | None) -> None:
+        self.writes = writes
+        self.command_id = command_id
+        self.future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        self.streams: list[str] = []
+        self.types: list[str] = []
+        self.data: list[bytes] = []
+        self.metadata: list[bytes] = []
+        self.versions: list[int] = []
+        for write in writes:
+            _check_name("stream", write.stream)
+            version = write.expected_version or 0
+            for event in write.events:
+                _check_name("type", event.type)
+                version += 1
+                self.versions.append(version)
+                self.streams.append(write.stream)
+                self.types.append(event.type)
+                self.data.append(event.data)
+                self.metadata.append(_metadata(context, command_id, event.schema))
+        if not self.versions:
+            raise InvalidEvent("an append needs at least one event")
+        self.bytes = sum(map(len, self.data)) + sum(map(len, self.metadata))
+
+    @property
+    def needs_versions(self) -> bool:
+        """Whether a stream's version must be looked up: it is taken as it is, or it must be there already.
+
+        A stream that must be new needs no look: the unique pair (stream, version) tells when it is not.
+        """
+        return any(write.expected_version != 0 for write in self.writes)
+
+    def settle(self, current: dict[str, int]) -> None:
+        """Gives each event its version, from where the streams stand now; `current` moves on with them.
+
+        Raises `WrongVersion`, and then leaves `current` as it was.
+        """
+        after = dict(current)
+        versions: list[int] = []
+        for write in self.writes:
+            version = after.get(write.stream, 0)
+            if write.expected_version is not None and write.expected_version != version:
+                raise WrongVersion(write.stream, write.expected_version)
+            versions.extend(range(version + 1, version + 1 + len(write.events)))
+            after[write.stream] = version + len(write.events)
+        self.versions = versions
+        current.update(after)
+
+    def fail(self, error: LogError) -> None:
+        """Tells the caller, if it still waits."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def succeed(self, outcome: Appended) -> None:
+        """Tells the caller, if it still waits."""
+        if not self.future.done():
+            self.future.set_result(outcome)
+
+
+def _check_name(what: str, name: str) -> None:
+    if not _valid_name(name):
+        raise InvalidEvent(f"a {what} is named by 1 to 200 characters of A-Z a-z 0-9 _ . : / -, not {name!r}")
+
+
+def _metadata(context: Context, command_id: str | None, schema: int) -> bytes:
+    return canonical.encode(
+        _Metadata(context.actor, command_id or msgspec.UNSET, context.correlation_id, new_id(), schema)
+    )
+
+
+class Writer:
+    """Commits appends in batches over a connection of its own; `run` is its task."""
+
+    def __init__(
+        self,
+        conninfo: str,
+        projections: Sequence[Projection],
+        on_commit: Callable[[list[RecordedEvent]], None],
+    ) -> None:
+        self._conninfo = conninfo
+        self._statements = AppendStatements(projections)
+        self._on_commit = on_commit
+        self._queue: deque[_Pending] = deque()
+        self._in_flight: list[_Pending] = []
+        self._arrived = asyncio.Event()
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._cursor: psycopg.AsyncRawCursor[Any] | None = None
+        self._closing = False
+
+    async def append(self, writes: Sequence[StreamWrite], context: Context, command_id: str | None = None) -> Appended:
+        """Appends the writes together or not at all, and returns once they are committed.
+
+        Raises `WrongVersion`, `InvalidEvent`, `LogUnavailable`, or `LogError` for what the database refuses.
+        """
+        pending = _Pending(writes, context, command_id)
+        if not self.connected:
+            raise LogUnavailable("the log cannot be reached")
+        self._queue.append(pending)
+        self._arrived.set()
+        return await pending.future
+
+    @property
+    def connected(self) -> bool:
+        """Whether appends are being taken."""
+        return self._connection is not None and not self._closing
+
+    async def connect(self) -> None:
+        """Opens the connection; raises `LogUnavailable` when the database cannot be reached."""
+        try:
+            connection = await psycopg.AsyncConnection.connect(self._conninfo, connect_timeout=5)
+            await configure(connection)
+            await connection.execute("SET synchronous_commit = on")
+        except psycopg.OperationalError as error:
+            raise LogUnavailable(f"the log cannot be reached: {error}") from error
+        wire.register(connection)
+        self._cursor = psycopg.AsyncRawCursor(connection)
+        self._connection = connection
+
+    async def run(self) -> None:
+        """Commits what arrives, and reconnects when the connection breaks; runs until cancelled."""
+        backoff = Backoff()
+        while True:
+            if self._connection is None:
+                await self._reconnect(backoff)
+            await self._arrived.wait()
+            await self._commit_next()
+            # Callers that just heard of their commit come back within this turn; their next appends belong
+            # in the next batch, not in the one after it.
+            await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        """Takes no more appends, waits for those that it has, and closes the connection; `run` must still run."""
+        self._closing = True
+        waiting = [pending.future for pending in (*self._in_flight, *self._queue)]
+        if waiting and self._connection is not None:
+            await asyncio.wait(waiting, timeout=STATEMENT_TIMEOUT)
+        await self._disconnect(LogUnavailable("the log was closed"))
+
+    async def _reconnect(self, backoff: Backoff) -> None:
+        while self._connection is None:
+            await backoff.pause()
+            try:
+                await self.connect()
+            except LogUnavailable as error:
+                _log.warning("the log's writer cannot connect", error=str(error))
+        _log.info("the log's writer is connected again")
+
+    async def _commit_next(self) -> None:
+        self._in_flight = self._take()
+        try:
+            await self._commit_all(self._in_flight)
+        except LogUnavailable as error:
+            _log.warning("the log's writer lost its connection", error=str(error))
+            await self._disconnect(error)
+        except BaseException:
+            await self._disconnect(LogUnavailable("the log's writer stopped"))
+            raise
+        finally:
+            self._in_flight = []
+
+    async def _commit_all(self, batch: Sequence[_Pending]) -> None:
+        try:
+            await self._settle(batch)
+            await self._commit([pending for pending in batch if not pending.future.done()])
+        except LogUnavailable:
+            raise
+        except LogError:
+            for pending in batch:
+                await self._commit_alone(pending)
+
+    def _take(self) -> list[_Pending]:
+        batch: list[_Pending] = []
+        events = size = 0
+        while self._queue:
+            pending = self._queue[0]
+            events += len(pending.versions)
+            size += pending.bytes
+            if batch and (events > MAX_BATCH_EVENTS or size > MAX_BATCH_BYTES):
+                return batch
+            batch.append(self._queue.popleft())
+        self._arrived.clear()
+        return batch
+
+    async def _settle(self, batch: Sequence[_Pending]) -> None:
+        """Looks up the versions of those streams that need it; an append that expected another one fails here."""
+        streams = {write.stream for pending in batch if pending.needs_versions for write in pending.writes}
+        if not streams:
+            return
+        current = await self._versions(streams)
+        for pending in batch:
+            if any(write.stream in current for write in pending.writes):
+                try:
+                    pending.settle(current)
+                except WrongVersion as error:
+                    if pending.command_id is not None:
+                        raise  # It may be the repeat of a command, which is found when it is alone.
+                    pending.fail(error)
+
+    async def _versions(self, streams: set[str]) -> dict[str, int]:
+        rows = await self._execute(_VERSIONS, [wire.TextArray([stream.encode() for stream in streams])])
+        return dict(rows)
+
+    async def _commit(self, batch: Sequence[_Pending]) -> None:
+        """Commits the batch as one transaction; raises `_Taken` if any version or command id in it was taken."""
+        if not batch:
+            return
+        types = [name for pending in batch for name in pending.types]
+        with_commands = any(pending.command_id is not None for pending in batch)
+        statement = self._statements.for_batch(frozenset(types), with_commands=with_commands)
+        values: dict[str, object] = {
+            "streams": wire.TextArray([name.encode() for pending in batch for name in pending.streams]),
+            "versions": wire.BigintArray([version for pending in batch for version in pending.versions]),
+            "types": wire.TextArray([name.encode() for name in types]),
+            "data": wire.TextArray([data for pending in batch for data in pending.data]),
+            "metadata": wire.TextArray([metadata for pending in batch for metadata in pending.metadata]),
+            "salts": wire.ByteaArray(_salts(len(types))),
+            "size": len(types),
+        }
+        if with_commands:
+            values |= _command_values(batch)
+        [(base, recorded_at, *_)] = await self._execute(statement.text, statement.bind(**values))
+        self._conclude(batch, base, recorded_at)
+
+    def _conclude(self, batch: Sequence[_Pending], base: int, recorded_at: datetime) -> None:
+        """Tells what was committed after position `base`: first to `on_commit`, then to the callers."""
+        recorded: list[RecordedEvent] = []
+        outcomes: list[Appended] = []
+        position = base
+        for pending in batch:
+            first = position + 1
+            for row in zip(
+                pending.streams, pending.versions, pending.types, pending.data, pending.metadata, strict=True
+            ):
+                position += 1
+                recorded.append(RecordedEvent(position, *row, recorded_at))
+            outcomes.append(Appended(first, position))
+        self._on_commit(recorded)
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            pending.succeed(outcome)
+
+    async def _commit_alone(self, pending: _Pending) -> None:
+        """Commits one append with every look taken, and tells its caller how it went."""
+        try:
+            for _ in range(_RACES):
+                if pending.future.done() or await self._repeats(pending):
+                    return
+                try:
+                    await self._settle_alone(pending)
+                    if not pending.future.done():
+                        await self._commit([pending])
+                    return
+                except _Taken:
+                    continue
+            raise LogUnavailable("too many others write to the same stream")
+        except LogUnavailable:
+            raise
+        except LogError as error:
+            pending.fail(error)
+
+    async def _settle_alone(self, pending: _Pending) -> None:
+        try:
+            pending.settle(await self._versions({write.stream for write in pending.writes}))
+        except WrongVersion:
+            # Its command may have been committed elsewhere since we looked.
+            if pending.command_id is None or not await self._repeats(pending):
+                raise
+
+    async def _repeats(self, pending: _Pending) -> bool:
+        """Whether the append's command is known already; then its caller gets the first outcome."""
+        if pending.command_id is None:
+            return False
+        known = await self._execute(_COMMAND, [pending.command_id])
+        for first, last in known:
+            pending.succeed(Appended(first, last, repeated=True))
+        return bool(known)
+
+    async def _execute(self, text: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
+        if self._cursor is None:
+            raise LogUnavailable("the log cannot be reached")
+        try:
+            async with asyncio.timeout(STATEMENT_TIMEOUT):
+                await self._cursor.execute(text, parameters, prepare=True, binary=True)
+                return await self._cursor.fetchall()
+        except psycopg.errors.UniqueViolation as error:
+            if error.diag.constraint_name in _ARBITERS:
+                raise _Taken(str(error)) from error
+            raise LogError(f"the database refused the append: {error}") from error
+        except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
+            raise LogUnavailable(f"the log cannot be reached: {error}") from error
+        except psycopg.Error as error:
+            raise LogError(f"the database refused the append: {error}") from error
+
+    async def _disconnect(self, reason: LogUnavailable) -> None:
+        connection, self._connection, self._cursor = self._connection, None, None
+        for pending in (*self._in_flight, *self._queue):
+            pending.fail(reason)
+        self._queue.clear()
+        self._arrived.clear()
+        if connection is not None:
+            await connection.close()
+
+
+def _salts(count: int) -> list[bytes]:
+    random = os.urandom(SALT_BYTES * count)
+    return [random[i : i + SALT_BYTES] for i in range(0, len(random), SALT_BYTES)]
+
+
+def _command_values(batch: Sequence[_Pending]) -> dict[str, object]:
+    ids: list[bytes] = []
+    firsts: list[int] = []
+    lasts: list[int] = []
+    ordinal = 0
+    for pending in batch:
+        first, ordinal = ordinal + 1, ordinal + len(pending.versions)
+        if pending.command_id is not None:
+            ids.append(pending.command_id.encode())
+            firsts.append(first)
+            lasts.append(ordinal)
+    return {
+        "command_ids": wire.TextArray(ids),
+        "command_firsts": wire.BigintArray(firsts),
+        "command_lasts": wire.BigintArray(lasts),
+    }
