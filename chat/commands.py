@@ -1,0 +1,341 @@
+"""The commands: load, decide, append, and again if somebody else was faster.
+
+The one place where the rules meet the log. Every adapter calls these, and nobody else appends. What a command must
+know it asks the read models (`Models`), which `projections` provides; the log itself is the arbiter: a name is
+claimed by being first in its stream, a token or a deletion by its stream's version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from hashlib import sha256
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from chat import events, rules
+from chat.names import ANNOUNCE, BOT_ID, BOT_NAME, NameStreams, channel_name, safe_name
+from chat.passwords import PasswordHasher
+from chat.refusals import Reason, Refused
+from chat.tokens import TokenMint, token_digest
+from eventstore.errors import LogError, LogUnavailable, WrongVersion
+from eventstore.events import Appended, Context, StreamWrite
+from eventstore.ids import new_id
+from eventstore.log import EventLog
+
+_ATTEMPTS = 10
+_T = TypeVar("_T")
+
+
+class WrongSecret(LogError):
+    """The server's secret is not the one by which this log's tokens and names were made."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this log was made with another secret: put its file `secret` back into data_dir, or give the setting secret"
+        )
+
+
+class Account(msgspec.Struct, frozen=True):
+    """An account as the commands need it."""
+
+    account_id: int
+    username: str
+
+
+class Channel(msgspec.Struct, frozen=True):
+    """A channel: its id, and its name as it was registered, without the `#`."""
+
+    channel_id: int
+    name: str
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """An account with the hash of its password; None: nobody can log in to it."""
+
+    account: Account
+    password_hash: str | None
+
+
+class IssuedToken(msgspec.Struct, frozen=True):
+    """The newest token of an account, as far as it is kept: its generation and its digest."""
+
+    generation: int
+    token_digest: str
+
+
+class Models(Protocol):
+    """What the commands ask the read models."""
+
+    async def account_by_name(self, safe: str) -> Account | None:
+        """The account of this safe name."""
+
+    async def credentials(self, safe: str) -> Credentials | None:
+        """The account of this safe name with its password's hash."""
+
+    async def next_account_id(self) -> int:
+        """The id that the next person to register will have."""
+
+    async def account_of_token(self, digest: str) -> Account | None:
+        """The account whose newest token has this digest."""
+
+    async def token_of(self, account_id: int) -> IssuedToken | None:
+        """The account's newest token."""
+
+    async def channel_by_name(self, safe: str) -> Channel | None:
+        """The channel of this safe name."""
+
+    async def is_member(self, channel_id: int, account_id: int) -> bool:
+        """Whether the account is a member of the channel."""
+
+
+class Commands:
+    """Everything that can be asked of Minutebook that changes something.
+
+    `operators` are the usernames that may write to the announcements. All commands raise `Refused` for a reason
+    of the rules, `Malformed` for a value that cannot be, and `LogUnavailable` when nothing can be recorded now.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        models: Models,
+        passwords: PasswordHasher,
+        secret: bytes,
+        operators: Iterable[str] = (),
+    ) -> None:
+        self._log = log
+        self._models = models
+        self._passwords = passwords
+        self._mint = TokenMint(secret)
+        self._streams = NameStreams(secret)
+        self._operators = frozenset(safe_name(name) for name in operators)
+        self._registering = asyncio.Lock()
+
+    async def prepare(self) -> None:
+        """Makes what exists from the start, the bot's account and the announcements, if they are not there yet.
+
+        Raises `WrongSecret` if the log began under another secret.
+        """
+        claimed, registered = rules.register(BOT_ID, BOT_NAME, None, taken=False)
+        bot_stream = self._streams.account(safe_name(BOT_NAME))
+        genesis = await self._log.append(
+            StreamWrite(bot_stream, [claimed.recorded_form()]),
+            StreamWrite(_account_stream(BOT_ID), [registered.recorded_form()]),
+            StreamWrite(
+                self._streams.channel(ANNOUNCE), [rules.make_channel(ANNOUNCE, None, taken=False).recorded_form()]
+            ),
+            context=Context(actor=None, correlation_id="genesis"),
+            command_id="genesis",
+        )
+        first = await self._log.event_at(genesis.first_position)
+        if first is None or first.stream != bot_stream:
+            raise WrongSecret
+
+    async def register(self, username: str, password: str, correlation_id: str) -> Account:
+        """Makes an account; people are numbered in the order of registration."""
+        rules.check_password(password)
+        rules.check_new_username(username)
+        safe = safe_name(username)
+        if await self._models.account_by_name(safe):
+            raise Refused(Reason.USERNAME_TAKEN)
+        password_hash = await self._passwords.hash(password)
+
+        async def attempt() -> Account:
+            taken = await self._models.account_by_name(safe) is not None
+            account_id = await self._models.next_account_id()
+            claimed, registered = rules.register(account_id, username, password_hash, taken=taken)
+            await self._log.append(
+                StreamWrite(self._streams.account(safe), [claimed.recorded_form()]),
+                StreamWrite(_account_stream(account_id), [registered.recorded_form()]),
+                context=Context(account_id, correlation_id),
+            )
+            return Account(account_id, username)
+
+        # Two at once would take the same number, and one of them would have to try again.
+        async with self._registering:
+            return await _until_settled(attempt)
+
+    async def log_in(self, username: str, password: str) -> Account:
+        """The account of these credentials. Changes nothing."""
+        rules.check_password(password)
+        rules.check_username(username)
+        found = await self._models.credentials(safe_name(username))
+        matches = await self._passwords.verify(password, found.password_hash if found else None)
+        if found is None or not matches:
+            raise Refused(Reason.WRONG_CREDENTIALS)
+        return found.account
+
+    async def generate_token(self, account: Account, correlation_id: str) -> tuple[str, int]:
+        """A new token for the account, which ends the one before; and its generation, 1 for the first."""
+
+        async def attempt() -> tuple[str, int]:
+            current = await self._models.token_of(account.account_id)
+            before = current.generation if current else 0
+            token = self._mint.token(account.account_id, before + 1)
+            issued = rules.issue_token(account.account_id, before + 1, token_digest(token))
+            await self._log.append(
+                StreamWrite(f"token-{account.account_id}", [issued.recorded_form()], expected_version=before),
+                context=Context(account.account_id, correlation_id),
+            )
+            return token, before + 1
+
+        return await _until_settled(attempt)
+
+    async def current_token(self, account: Account) -> str:
+        """The account's newest token, made again from the server's secret. Changes nothing.
+
+        It is refused when the server's secret is not the one by which the token was made.
+        """
+        current = await self._models.token_of(account.account_id)
+        if current is not None:
+            token = self._mint.token(account.account_id, current.generation)
+            if token_digest(token) == current.token_digest:
+                return token
+        raise Refused(Reason.NO_TOKEN)
+
+    async def authenticate(self, token: str) -> Account:
+        """The account that this token stands for. Changes nothing."""
+        account = await self._models.account_of_token(token_digest(token))
+        if account is None:
+            raise Refused(Reason.INVALID_TOKEN)
+        return account
+
+    async def make_channel(self, account: Account, name: str, correlation_id: str) -> Channel:
+        """Makes a channel, with the account as its first member."""
+        name = channel_name(name)
+        rules.check_channel_name(name)
+        safe = safe_name(name)
+
+        async def attempt() -> Channel:
+            taken = await self._models.channel_by_name(safe) is not None
+            created = rules.make_channel(name, account.account_id, taken=taken)
+            appended = await self._log.append(
+                StreamWrite(self._streams.channel(safe), [created.recorded_form()]),
+                context=Context(account.account_id, correlation_id),
+            )
+            return Channel(appended.first_position, name)
+
+        return await _until_settled(attempt)
+
+    async def add_member(
+        self, account: Account, channel: str, username: str, correlation_id: str
+    ) -> tuple[Channel, Account]:
+        """Brings somebody into a channel; nothing happens if they are in already."""
+        found = await self._channel(channel)
+        added = await self._account(username)
+
+        async def attempt() -> tuple[Channel, Account]:
+            event = rules.add_member(
+                found.channel_id,
+                added.account_id,
+                account.account_id,
+                adder_is_member=await self._models.is_member(found.channel_id, account.account_id),
+                is_member=await self._models.is_member(found.channel_id, added.account_id),
+            )
+            if event is not None:
+                await self._log.append(
+                    StreamWrite(f"member-{found.channel_id}-{added.account_id}", [event.recorded_form()]),
+                    context=Context(account.account_id, correlation_id),
+                )
+            return found, added
+
+        return await _until_settled(attempt)
+
+    async def send_message(
+        self, account: Account, channel: str, text: str, correlation_id: str, idempotency_key: str | None = None
+    ) -> Appended:
+        """Sends a text to a channel; its position is the message's id."""
+        rules.check_text("message", text)
+        found = await self._channel(channel)
+        may_write = self._may_announce(account, found) or await self._models.is_member(
+            found.channel_id, account.account_id
+        )
+        sent = rules.send_message(found.channel_id, account.account_id, text, may_write=may_write)
+        return await self._record_message(sent, account, correlation_id, idempotency_key)
+
+    async def send_direct_message(
+        self, account: Account, username: str, text: str, correlation_id: str, idempotency_key: str | None = None
+    ) -> Appended:
+        """Sends a text to somebody; its position is the message's id."""
+        rules.check_text("message", text)
+        recipient = await self._account(username)
+        sent = rules.send_direct_message(account.account_id, recipient.account_id, text)
+        return await self._record_message(sent, account, correlation_id, idempotency_key)
+
+    async def delete_message(self, account: Account, message_id: int, correlation_id: str) -> None:
+        """Deletes one of the account's own messages, of either kind."""
+        context = Context(account.account_id, correlation_id)
+
+        async def attempt() -> None:
+            stream, version, sent = await self._standing_message(message_id)
+            deleted = rules.delete_message(message_id, sent.sender_id, account.account_id)
+            await self._log.append(
+                StreamWrite(stream, [deleted.recorded_form()], expected_version=version), context=context
+            )
+
+        await _until_settled(attempt)
+
+    async def _record_message(
+        self,
+        sent: events.MessageSent | events.DirectMessageSent,
+        account: Account,
+        correlation_id: str,
+        idempotency_key: str | None,
+    ) -> Appended:
+        # A stream for each message: no two writers ever meet in one, and its whole life stands there together.
+        write = StreamWrite(f"message-{new_id()}", [sent.recorded_form()])
+        command_id = None if idempotency_key is None else _command_id(account, type(sent).__name__, idempotency_key)
+        return await self._log.append(write, context=Context(account.account_id, correlation_id), command_id=command_id)
+
+    async def _standing_message(
+        self, message_id: int
+    ) -> tuple[str, int, events.MessageSent | events.DirectMessageSent]:
+        """The message's stream, the stream's version, and the message, if it was sent and not deleted."""
+        first = await self._log.event_at(message_id)
+        if first is None or first.type not in ("MessageSent", "DirectMessageSent"):
+            raise Refused(Reason.MESSAGE_NOT_FOUND)
+        history = await self._log.read_stream(first.stream)
+        sent = events.decode(first)
+        if any(event.type == "MessageDeleted" for event in history):
+            raise Refused(Reason.MESSAGE_NOT_FOUND)
+        if not isinstance(sent, events.MessageSent | events.DirectMessageSent):
+            raise Refused(Reason.MESSAGE_NOT_FOUND)
+        return first.stream, len(history), sent
+
+    async def _channel(self, name: str) -> Channel:
+        channel = await self._models.channel_by_name(safe_name(channel_name(name)))
+        if channel is None:
+            raise Refused(Reason.CHANNEL_NOT_FOUND)
+        return channel
+
+    async def _account(self, username: str) -> Account:
+        account = await self._models.account_by_name(safe_name(username))
+        if account is None:
+            raise Refused(Reason.USER_NOT_FOUND)
+        return account
+
+    def _may_announce(self, account: Account, channel: Channel) -> bool:
+        return channel.name == ANNOUNCE and (
+            account.account_id == BOT_ID or safe_name(account.username) in self._operators
+        )
+
+
+def _account_stream(account_id: int) -> str:
+    return f"account-{account_id}"
+
+
+def _command_id(account: Account, what: str, key: str) -> str:
+    """A command id that no other account and no other kind of command can have."""
+    return sha256(f"{account.account_id}:{what}:{key}".encode()).hexdigest()
+
+
+async def _until_settled(attempt: Callable[[], Awaitable[_T]]) -> _T:
+    """Tries again while somebody else's write comes between what was read and what is appended."""
+    for _ in range(_ATTEMPTS):
+        try:
+            return await attempt()
+        except WrongVersion:
+            continue
+    raise LogUnavailable("too many others change the same thing")

@@ -1,0 +1,50 @@
+"""Names of people and channels: when two are the same, and which stream of the log stands for one.
+
+The stream of a name is called by a keyed digest of it, so that it can be claimed once and tells nobody the name.
+"""
+
+from __future__ import annotations
+
+import hmac
+import unicodedata
+from hashlib import sha256
+
+BOT_NAME = "FokaBot"
+BOT_ID = 999
+FIRST_PERSON_ID = 1000
+ANNOUNCE = "announce"
+
+CHANNEL_NAME_LENGTH = 64
+
+
+def safe_name(name: str) -> str:
+    """The form by which names are compared (contract, "One world behind both")."""
+    return name.lower().strip().replace(" ", "_")
+
+
+def channel_name(name: str) -> str:
+    """A channel's name as it is kept: Bancho's `#den` is V3's `den`."""
+    return name.removeprefix("#")
+
+
+def has_control_characters(name: str) -> bool:
+    """Whether a name holds control characters or line breaks."""
+    return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name)
+
+
+class NameStreams:
+    """Calls the streams that stand for names, by a key that must stay the same for the life of the log."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._key = hmac.digest(secret, b"minutebook names", sha256)
+
+    def account(self, safe: str) -> str:
+        """The stream whose first event claims a username."""
+        return f"username-{self._digest('username', safe)}"
+
+    def channel(self, safe: str) -> str:
+        """The stream whose first event makes the channel of this name."""
+        return f"channel-{self._digest('channel', safe)}"
+
+    def _digest(self, kind: str, safe: str) -> str:
+        return hmac.digest(self._key, f"{kind}:{safe}".encode(), sha256)[:16].hex()
