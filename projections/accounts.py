@@ -1,0 +1,66 @@
+"""Accounts: who there is, and by which name."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from chat.commands import Account, Credentials
+from chat.names import FIRST_PERSON_ID
+from eventstore.projection import Change, Projection, Source, number, of_type, text
+from eventstore.reader import Reader
+from eventstore.statements import Statement
+from eventstore.tables import NAME
+from projections.schema import metadata
+
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("account_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("username", sa.Text, nullable=False),
+    sa.Column("safe_name", NAME, nullable=False, unique=True),
+    sa.Column("password_hash", sa.Text),
+)
+
+
+def _registered(source: Source) -> sa.Insert:
+    rows = sa.select(
+        number(source, "account_id"), text(source, "username"), text(source, "safe_name"), text(source, "password_hash")
+    ).where(of_type(source, "AccountRegistered"))
+    return sa.insert(accounts).from_select(["account_id", "username", "safe_name", "password_hash"], rows)
+
+
+projection = Projection(
+    name="accounts",
+    tables=(accounts,),
+    changes=(Change(frozenset({"AccountRegistered"}), _registered),),
+)
+
+_BY_NAME = Statement(
+    sa.select(accounts.c.account_id, accounts.c.username, accounts.c.password_hash).where(
+        accounts.c.safe_name == sa.bindparam("safe", type_=sa.Text)
+    )
+)
+_LAST_ID = Statement(sa.select(sa.func.max(accounts.c.account_id)))
+
+
+class Accounts:
+    """The queries about accounts."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def by_name(self, safe: str) -> Account | None:
+        """The account of this safe name."""
+        found = await self.credentials(safe)
+        return None if found is None else found.account
+
+    async def credentials(self, safe: str) -> Credentials | None:
+        """The account of this safe name with its password's hash."""
+        row = await self._reader.fetch_one(_BY_NAME, safe=safe)
+        return None if row is None else Credentials(Account(row[0], row[1]), row[2])
+
+    async def next_id(self) -> int:
+        """The id that the next person to register will have."""
+        row = await self._reader.fetch_one(_LAST_ID)
+        last = row[0] if row is not None else None
+        return FIRST_PERSON_ID if last is None else max(FIRST_PERSON_ID, last + 1)

@@ -1,0 +1,98 @@
+"""Channels and who is in them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from chat.commands import Channel
+from eventstore.projection import Change, Projection, Source, number, of_type, text
+from eventstore.reader import Reader
+from eventstore.statements import Statement
+from eventstore.tables import NAME
+from projections.schema import metadata
+
+channels = sa.Table(
+    "channels",
+    metadata,
+    sa.Column("channel_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("safe_name", NAME, nullable=False, unique=True),
+)
+
+members = sa.Table(
+    "members",
+    metadata,
+    sa.Column("channel_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("account_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    # Where in the log the membership began: the order in which an account's channels are listed.
+    sa.Column("since", sa.BigInteger, nullable=False),
+    sa.Index(None, "account_id", "since"),
+)
+
+
+def _created(source: Source) -> sa.Insert:
+    rows = sa.select(source.c.position, text(source, "name"), text(source, "safe_name")).where(
+        of_type(source, "ChannelCreated")
+    )
+    return sa.insert(channels).from_select(["channel_id", "name", "safe_name"], rows)
+
+
+def _creator_joined(source: Source) -> sa.Insert:
+    creator = number(source, "creator_id")
+    rows = sa.select(source.c.position, creator, source.c.position).where(
+        of_type(source, "ChannelCreated"), creator.is_not(None)
+    )
+    return sa.insert(members).from_select(["channel_id", "account_id", "since"], rows)
+
+
+def _added(source: Source) -> sa.Insert:
+    rows = sa.select(number(source, "channel_id"), number(source, "account_id"), source.c.position).where(
+        of_type(source, "MemberAdded")
+    )
+    return sa.insert(members).from_select(["channel_id", "account_id", "since"], rows)
+
+
+projection = Projection(
+    name="channels",
+    tables=(channels, members),
+    changes=(
+        Change(frozenset({"ChannelCreated"}), _created),
+        Change(frozenset({"ChannelCreated"}), _creator_joined),
+        Change(frozenset({"MemberAdded"}), _added),
+    ),
+)
+
+_BY_NAME = Statement(
+    sa.select(channels.c.channel_id, channels.c.name).where(channels.c.safe_name == sa.bindparam("safe", type_=sa.Text))
+)
+_MEMBERSHIP = Statement(
+    sa.select(members.c.since)
+    .where(members.c.channel_id == sa.bindparam("channel_id", type_=sa.BigInteger))
+    .where(members.c.account_id == sa.bindparam("account_id", type_=sa.BigInteger))
+)
+_OF_ACCOUNT = Statement(
+    sa.select(channels.c.channel_id, channels.c.name)
+    .join_from(members, channels, members.c.channel_id == channels.c.channel_id)
+    .where(members.c.account_id == sa.bindparam("account_id", type_=sa.BigInteger))
+    .order_by(members.c.since)
+)
+
+
+class Channels:
+    """The queries about channels and their members."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def by_name(self, safe: str) -> Channel | None:
+        """The channel of this safe name."""
+        row = await self._reader.fetch_one(_BY_NAME, safe=safe)
+        return None if row is None else Channel(*row)
+
+    async def is_member(self, channel_id: int, account_id: int) -> bool:
+        """Whether the account is a member of the channel."""
+        return await self._reader.fetch_one(_MEMBERSHIP, channel_id=channel_id, account_id=account_id) is not None
+
+    async def of_account(self, account_id: int) -> list[Channel]:
+        """The channels that the account is a member of, in the order in which it came to them."""
+        return [Channel(*row) for row in await self._reader.fetch(_OF_ACCOUNT, account_id=account_id)]

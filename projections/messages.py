@@ -1,0 +1,132 @@
+"""Messages in channels, without those that were deleted."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+import sqlalchemy as sa
+
+from eventstore.projection import Change, Projection, Source, number, of_type, text
+from eventstore.reader import Reader
+from eventstore.statements import Statement
+from projections.accounts import accounts
+from projections.channels import channels
+from projections.schema import MOMENT, metadata
+
+messages = sa.Table(
+    "messages",
+    metadata,
+    sa.Column("message_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("channel_id", sa.BigInteger, nullable=False),
+    sa.Column("sender_id", sa.BigInteger, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("sent_at", MOMENT, nullable=False),
+    # Both read backwards from their end: the newest messages of a channel, or of a sender, are one index range.
+    sa.Index(None, "channel_id", "message_id"),
+    sa.Index(None, "sender_id", "message_id"),
+)
+
+
+def deleted_ids(source: Source) -> sa.Select[int]:
+    """The ids of the messages of either kind that the source's events delete."""
+    message_id = number(source, "message_id")
+    # One null (erased data) would make NOT IN true of nothing.
+    return sa.select(message_id).where(of_type(source, "MessageDeleted"), message_id.is_not(None))
+
+
+def _sent(source: Source) -> sa.Insert:
+    rows = sa.select(
+        source.c.position,
+        number(source, "channel_id"),
+        number(source, "sender_id"),
+        text(source, "text"),
+        source.c.recorded_at,
+    ).where(
+        of_type(source, "MessageSent"),
+        # Sent and deleted in one range: never to be seen. NOT IN is computed once for the range, as a hash.
+        source.c.position.not_in(deleted_ids(source)),
+    )
+    return sa.insert(messages).from_select(["message_id", "channel_id", "sender_id", "text", "sent_at"], rows)
+
+
+def _deleted(source: Source) -> sa.Delete:
+    return sa.delete(messages).where(messages.c.message_id.in_(deleted_ids(source)))
+
+
+projection = Projection(
+    name="messages",
+    tables=(messages,),
+    changes=(
+        Change(frozenset({"MessageSent"}), _sent),
+        Change(frozenset({"MessageDeleted"}), _deleted),
+    ),
+)
+
+
+class Message(msgspec.Struct, frozen=True):
+    """A message as its readers see it, with `channel_id` and `sender_id` for those who check rights."""
+
+    message_id: int
+    sender: str
+    text: str
+    channel: str
+    sent_at: datetime
+    channel_id: int
+    sender_id: int
+
+
+def username(account_id: sa.ColumnElement[int]) -> sa.ScalarSelect[str]:
+    """The name of an account, looked up row by row.
+
+    A join would leave it to the planner's guess of the rows whether all accounts are read for fifty messages.
+    """
+    return sa.select(accounts.c.username).where(accounts.c.account_id == account_id).scalar_subquery()
+
+
+_CHANNEL = sa.select(channels.c.name).where(channels.c.channel_id == messages.c.channel_id).scalar_subquery()
+_READ = sa.select(
+    messages.c.message_id,
+    username(messages.c.sender_id),
+    messages.c.text,
+    _CHANNEL,
+    messages.c.sent_at,
+    messages.c.channel_id,
+    messages.c.sender_id,
+)
+
+
+def _newest(column: sa.Column[int], value: str) -> Statement:
+    """The newest `:count` messages whose `column` is `:value`, newest first."""
+    return Statement(
+        _READ.where(column == sa.bindparam(value, type_=sa.BigInteger))
+        .order_by(messages.c.message_id.desc())
+        .limit(sa.bindparam("count", type_=sa.BigInteger))
+    )
+
+
+_OF_CHANNEL = _newest(messages.c.channel_id, "channel_id")
+_OF_SENDER = _newest(messages.c.sender_id, "sender_id")
+_BY_ID = Statement(_READ.where(messages.c.message_id == sa.bindparam("message_id", type_=sa.BigInteger)))
+
+
+class Messages:
+    """The queries about messages in channels."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def newest_in_channel(self, channel_id: int, count: int) -> list[Message]:
+        """The newest `count` messages of a channel, oldest first."""
+        rows = await self._reader.fetch(_OF_CHANNEL, channel_id=channel_id, count=count)
+        return [Message(*row) for row in reversed(rows)]
+
+    async def newest_of_sender(self, sender_id: int, count: int) -> list[Message]:
+        """The newest `count` messages that somebody sent to channels, oldest first."""
+        rows = await self._reader.fetch(_OF_SENDER, sender_id=sender_id, count=count)
+        return [Message(*row) for row in reversed(rows)]
+
+    async def by_id(self, message_id: int) -> Message | None:
+        """The message of this id, unless it was deleted."""
+        row = await self._reader.fetch_one(_BY_ID, message_id=message_id)
+        return None if row is None else Message(*row)

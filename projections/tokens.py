@@ -1,0 +1,76 @@
+"""Tokens: the digest of each account's newest one."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from chat.commands import Account, IssuedToken
+from eventstore.projection import Change, Projection, Source, number, of_type, text
+from eventstore.reader import Reader
+from eventstore.statements import Statement
+from eventstore.tables import NAME
+from projections.accounts import accounts
+from projections.schema import metadata
+
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("account_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("generation", sa.BigInteger, nullable=False),
+    sa.Column("token_digest", NAME, nullable=False, unique=True),
+)
+
+
+def _issued(source: Source) -> sa.Insert:
+    newest = (
+        sa.select(
+            number(source, "account_id").label("account_id"),
+            number(source, "generation").label("generation"),
+            text(source, "token_digest").label("token_digest"),
+        )
+        .where(of_type(source, "TokenIssued"))
+        # Of several tokens of one account in the range only the last one counts.
+        .distinct(number(source, "account_id"))
+        .order_by(number(source, "account_id"), source.c.position.desc())
+    )
+    upsert = insert(tokens).from_select(["account_id", "generation", "token_digest"], newest)
+    return upsert.on_conflict_do_update(
+        index_elements=[tokens.c.account_id],
+        set_={"generation": upsert.excluded.generation, "token_digest": upsert.excluded.token_digest},
+    )
+
+
+projection = Projection(
+    name="tokens",
+    tables=(tokens,),
+    changes=(Change(frozenset({"TokenIssued"}), _issued),),
+)
+
+_OF_ACCOUNT = Statement(
+    sa.select(tokens.c.generation, tokens.c.token_digest).where(
+        tokens.c.account_id == sa.bindparam("account_id", type_=sa.BigInteger)
+    )
+)
+_ACCOUNT = Statement(
+    sa.select(accounts.c.account_id, accounts.c.username)
+    .join_from(tokens, accounts, tokens.c.account_id == accounts.c.account_id)
+    .where(tokens.c.token_digest == sa.bindparam("digest", type_=sa.Text))
+)
+
+
+class Tokens:
+    """The queries about tokens."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def of_account(self, account_id: int) -> IssuedToken | None:
+        """The account's newest token."""
+        row = await self._reader.fetch_one(_OF_ACCOUNT, account_id=account_id)
+        return None if row is None else IssuedToken(*row)
+
+    async def account(self, digest: str) -> Account | None:
+        """The account whose newest token has this digest."""
+        row = await self._reader.fetch_one(_ACCOUNT, digest=digest)
+        return None if row is None else Account(*row)
