@@ -1,0 +1,1 @@
+"""HTTP in, JSON out: adapters that parse, call a command or a query, and render."""

@@ -1,0 +1,35 @@
+"""All routes as one Tornado application."""
+
+from __future__ import annotations
+
+import structlog
+from tornado import web
+
+from handlers import ops
+from handlers.http import NotFound
+from handlers.services import Services
+from handlers.v3 import http as v3
+
+_log = structlog.get_logger("handlers.access")
+
+
+def make_app(services: Services) -> web.Application:
+    """The application that serves HTTP."""
+    return web.Application(
+        [*v3.routes(services), *ops.routes(services)],
+        default_handler_class=NotFound,
+        log_function=_log_request,
+    )
+
+
+def _log_request(handler: web.RequestHandler) -> None:
+    """A line for each request, for those who ask for so much (`log_level` debug)."""
+    request = handler.request
+    _log.debug(
+        "answered",
+        method=request.method,
+        path=request.path,
+        status=handler.get_status(),
+        milliseconds=round(1000 * request.request_time(), 1),
+        request_id=getattr(handler, "request_id", None),
+    )

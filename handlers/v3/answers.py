@@ -1,0 +1,55 @@
+"""What V3 answers: the document's messages to the letter, and how messages and channels are shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chat.commands import Channel
+from chat.refusals import Reason
+from eventstore.merkle import rfc3339
+from projections.dms import DirectMessage
+from projections.messages import Message
+
+# A status and a body.
+Answer = tuple[int, dict[str, Any]]
+
+REFUSALS: dict[Reason, tuple[int, str]] = {
+    Reason.WEAK_PASSWORD: (
+        411,
+        "Password needs to have 8-20 chars minimum one number minimum one capital letter minimum one special symbol "
+        "no empty symbols!",
+    ),
+    Reason.BAD_USERNAME: (411, "Username needs to be 3-20 chars long!"),
+    Reason.USERNAME_TAKEN: (401, "User exists!"),
+    Reason.WRONG_CREDENTIALS: (401, "Invalid username or password!"),
+    Reason.NO_TOKEN: (401, "No token!"),
+    Reason.INVALID_TOKEN: (401, "Invalid token!"),
+    Reason.CHANNEL_EXISTS: (409, "Channel exists!"),
+    Reason.CHANNEL_NOT_FOUND: (404, "Channel not found!"),
+    Reason.NOT_A_MEMBER: (401, "You are not in this channel!"),
+    Reason.USER_NOT_FOUND: (404, "User not found!"),
+    Reason.MESSAGE_NOT_FOUND: (404, "Message not found!"),
+    Reason.NOT_YOUR_MESSAGE: (403, "You can only delete your messages!"),
+    Reason.NOT_A_READER: (403, "Your not allowed to read this message!"),
+}
+
+
+def said(status: int, message: str) -> Answer:
+    """An answer that says one thing."""
+    return status, {"message": message}
+
+
+def shown(message: Message | DirectMessage) -> dict[str, Any]:
+    """A message of either kind as its readers see it."""
+    body: dict[str, Any] = {"message_id": message.message_id, "sender": message.sender, "message": message.text}
+    if isinstance(message, DirectMessage):
+        body["recipient"] = message.recipient
+    else:
+        body["channel"] = message.channel
+    body["timestamp"] = rfc3339(message.sent_at)
+    return body
+
+
+def shown_channel(channel: Channel) -> dict[str, Any]:
+    """A channel as `getchannels` lists it."""
+    return {"channel_name": channel.name, "channel_id": channel.channel_id}

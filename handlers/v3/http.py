@@ -1,0 +1,57 @@
+"""V3 over HTTP: one handler for all endpoints, since they differ in their bodies and functions only."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tornado.routing import URLSpec
+
+from chat.refusals import Malformed
+from handlers.http import JsonHandler
+from handlers.services import Services
+from handlers.v3 import ENDPOINTS
+from handlers.v3.answers import REFUSALS
+from handlers.v3.bodies import Decoder, decoder
+from handlers.v3.call import Call, Endpoint
+
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
+
+
+class V3Handler(JsonHandler):
+    """Decodes the body, calls the endpoint, sends its answer."""
+
+    refusals = REFUSALS
+    endpoint: Endpoint[Any]
+    decode: Decoder
+    services: Services
+
+    async def post(self) -> None:
+        """The only method that V3 has."""
+        with self.services.in_flight:
+            call = Call(
+                self.decode(self.body()),
+                self.services,
+                self.request_id,
+                str(self.request.remote_ip),
+                self._idempotency_key(),
+            )
+            self.reply(*await self.endpoint(call))
+
+    def _idempotency_key(self) -> str | None:
+        key = self.request.headers.get("Idempotency-Key")
+        if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+            raise Malformed("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
+        return key
+
+
+def routes(services: Services) -> list[URLSpec]:
+    """The routes of V3, with and without the trailing slash."""
+    return [
+        URLSpec(
+            rf"/api/v3/{name}/?",
+            V3Handler,
+            {"endpoint": endpoint, "decode": decoder(kind), "services": services},
+        )
+        for name, (kind, endpoint) in ENDPOINTS.items()
+    ]
