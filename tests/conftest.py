@@ -1,0 +1,130 @@
+"""Fixtures: a real Postgres for every test that touches one, and the house built on it.
+
+One private cluster serves a test run (a worker of it); its template database is migrated once, and each test gets a
+copy. The fixtures are synchronous and drive pytest-tornado's `io_loop`, so tests are plain `async def` functions
+under `@pytest.mark.gen_test`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from tornado.ioloop import IOLoop
+from tornado.web import Application
+
+import projections
+from chat.commands import Commands
+from chat.passwords import PasswordHasher
+from eventstore.embedded import EmbeddedPostgres
+from eventstore.log import EventLog
+from eventstore.migrate import migrate
+from handlers.app import make_app
+from handlers.limits import SlidingWindow
+from handlers.services import Services
+from projections.models import ReadModels
+from projections.reading import Reading
+
+T = TypeVar("T")
+
+SECRET = b"a secret for the tests"
+OPERATOR = "Operator"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A private Postgres for the whole run; the connection string of its maintenance database."""
+    # Nothing here outlives the run, and no test of a crash uses this cluster: so it need not wait for the disk.
+    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), parameters={"fsync": "off"})
+    conninfo = postgres.start()
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE template_for_tests")
+    migrate(make_conninfo(conninfo, dbname="template_for_tests"), [projections.MIGRATIONS])
+    yield conninfo
+    postgres.stop()
+
+
+@pytest.fixture
+def database(cluster: str) -> Iterator[str]:
+    """A migrated, empty database of its own; its connection string."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(cluster, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template_for_tests')
+    yield make_conninfo(cluster, dbname=name)
+    with psycopg.connect(cluster, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+Enter = Callable[[AbstractAsyncContextManager[T]], T]
+
+
+@pytest.fixture
+def enter(io_loop: IOLoop) -> Iterator[Callable[[AbstractAsyncContextManager[object]], object]]:
+    """Enters async context managers on the test's loop, and leaves them in reverse order after it."""
+    entered: list[AbstractAsyncContextManager[object]] = []
+
+    def do(manager: AbstractAsyncContextManager[object]) -> object:
+        value = io_loop.run_sync(manager.__aenter__)
+        entered.append(manager)
+        return value
+
+    yield do
+    for manager in reversed(entered):
+        io_loop.run_sync(lambda manager=manager: manager.__aexit__(None, None, None))  # type: ignore[misc]
+
+
+def on_loop(io_loop: IOLoop, call: Callable[[], Awaitable[T]]) -> T:
+    """The result of an async call, for synchronous tests and fixtures."""
+    return io_loop.run_sync(call)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def log(enter: Enter[EventLog], database: str) -> EventLog:
+    """An open log with all projections."""
+    return enter(EventLog(database, projections.ALL))
+
+
+@pytest.fixture
+def passwords() -> Iterator[PasswordHasher]:
+    """A hasher at the lowest cost."""
+    hasher = PasswordHasher(cost=4)
+    yield hasher
+    hasher.close()
+
+
+@pytest.fixture
+def models(log: EventLog) -> ReadModels:
+    """The read models of the log."""
+    return ReadModels(log)
+
+
+@pytest.fixture
+def commands(io_loop: IOLoop, log: EventLog, models: ReadModels, passwords: PasswordHasher) -> Commands:
+    """The commands on the log, with what exists from the start."""
+    made = Commands(log, models, passwords, SECRET, operators=[OPERATOR])
+    on_loop(io_loop, made.prepare)
+    return made
+
+
+@pytest.fixture
+def services(commands: Commands, models: ReadModels, log: EventLog) -> Services:
+    """What the handlers call, without limits."""
+    return Services(
+        commands=commands,
+        reading=Reading(models),
+        ready=lambda: log.ready,
+        messages_per_account=SlidingWindow(0, seconds=10),
+        failed_logins=SlidingWindow(0, seconds=60),
+    )
+
+
+@pytest.fixture
+def app(services: Services) -> Application:
+    """The HTTP application, which pytest-tornado's `http_server` serves."""
+    return make_app(services)
