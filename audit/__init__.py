@@ -1,0 +1,1 @@
+"""The operators' and auditors' tools: the `minutebook` command line."""

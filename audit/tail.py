@@ -1,0 +1,71 @@
+"""`minutebook tail`: the log's events as JSON, one a line."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from eventstore.events import RecordedEvent
+from eventstore.log import EventLog
+from eventstore.merkle import rfc3339
+
+_PAGE = 1000
+_encoder = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which events are to be printed: those behind a position, and of all types and streams or of some."""
+
+    since: int = 0
+    types: frozenset[str] = frozenset()
+    stream: str | None = None
+
+    def __call__(self, event: RecordedEvent) -> bool:
+        """Whether this one is."""
+        return (
+            event.position > self.since
+            and (not self.types or event.type in self.types)
+            and (self.stream is None or event.stream == self.stream)
+        )
+
+
+def line(event: RecordedEvent) -> bytes:
+    """An event as a JSON object, with its data and metadata as they stand in the log; erased data is null."""
+    return _encoder.encode(
+        {
+            "position": event.position,
+            "stream": event.stream,
+            "version": event.version,
+            "type": event.type,
+            "data": None if event.data is None else msgspec.Raw(event.data),
+            "metadata": msgspec.Raw(event.metadata),
+            "recorded_at": rfc3339(event.recorded_at),
+        }
+    )
+
+
+async def tail(conninfo: str, wanted: Wanted, write: Callable[[bytes], None], *, follow: bool) -> None:
+    """Writes the wanted events as lines; with `follow`, goes on for ever with new ones."""
+    async with EventLog(conninfo, writable=False, readers=2) as log:
+        batches = log.follow(wanted.since) if follow else _up_to_now(log, wanted)
+        async for batch in batches:
+            text = b"".join(line(event) + b"\n" for event in batch if wanted(event))
+            if text:
+                write(text)
+
+
+async def _up_to_now(log: EventLog, wanted: Wanted) -> AsyncIterator[list[RecordedEvent]]:
+    """Pages of the log as it stands; of one stream only, by its own index, if that is all that is wanted."""
+    place = 0 if wanted.stream is not None else wanted.since
+    while True:
+        if wanted.stream is not None:
+            page = await log.read_stream(wanted.stream, place, _PAGE)
+        else:
+            page = await log.read(place, _PAGE)
+        if not page:
+            return
+        yield page
+        place = page[-1].version if wanted.stream is not None else page[-1].position

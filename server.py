@@ -1,0 +1,212 @@
+"""The composition root: reads the settings, builds the parts, runs them as named tasks, stops them in reverse order.
+
+The only file that sees everything, and nobody imports it. `python server.py`, `minutebook serve` and `make run` are
+the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import structlog
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+
+import projections
+from audit import cli
+from chat.commands import Commands
+from chat.passwords import PasswordHasher
+from eventstore.embedded import EmbeddedPostgres, make_data_dir
+from eventstore.log import EventLog
+from eventstore.migrate import migrate
+from handlers.app import make_app
+from handlers.http import MAX_DISCARDED
+from handlers.limits import SlidingWindow
+from handlers.services import Services
+from projections.models import ReadModels
+from projections.reading import Reading
+from settings import Settings
+
+_log = structlog.get_logger("server")
+
+# How long requests in flight may take to end once the server was told to stop.
+_GRACE_SECONDS = 8.0
+
+
+def main() -> None:
+    """The console script `minutebook`."""
+    sys.exit(cli.run(sys.argv[1:], run))
+
+
+def run(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT; raises what kept the server from starting or going on."""
+    asyncio.run(serve(settings))
+
+
+async def serve(settings: Settings) -> None:
+    """Builds the parts, runs them until a signal comes or one of them fails, and stops them in reverse order."""
+    async with AsyncExitStack() as stack:
+        stopping = stack.enter_context(_stop_signals())
+        if settings.database_url is None:
+            make_data_dir(settings.data_dir)
+        stack.enter_context(_only_server_in(settings.data_dir))
+        sockets = stack.enter_context(_listening_sockets(settings))
+        secret = settings.secret.encode() if settings.secret else _kept_secret(settings.data_dir / "secret")
+
+        tasks: dict[str, Coroutine[Any, Any, None]] = {}
+        conninfo = settings.database_url
+        if conninfo is None:
+            postgres = EmbeddedPostgres(settings.data_dir)
+            stack.push_async_callback(asyncio.to_thread, postgres.stop)
+            conninfo = await asyncio.to_thread(postgres.start)
+            tasks["postgres"] = postgres.watch()
+        await asyncio.to_thread(migrate, conninfo, [projections.MIGRATIONS])
+        log = await stack.enter_async_context(EventLog(conninfo, projections.ALL))
+        tasks["log"] = log.watch()
+
+        passwords = PasswordHasher(settings.bcrypt_cost)
+        stack.callback(passwords.close)
+        models = ReadModels(log)
+        commands = Commands(log, models, passwords, secret, settings.operators)
+        await commands.prepare()
+        services = Services(
+            commands=commands,
+            reading=Reading(models),
+            ready=lambda: log.ready,
+            messages_per_account=SlidingWindow(settings.rate_limit, seconds=10),
+            failed_logins=SlidingWindow(settings.login_limit, seconds=60),
+        )
+        server = HTTPServer(
+            make_app(services), max_body_size=MAX_DISCARDED, body_timeout=20, idle_connection_timeout=120
+        )
+        server.add_sockets(sockets)
+        stack.push_async_callback(_finish_requests, server, services)
+        _say_hello(settings, sockets)
+        await _run_until(stopping, tasks)
+        _log.info("stopping")
+
+
+async def _run_until(stopping: asyncio.Event, coroutines: dict[str, Coroutine[Any, Any, None]]) -> None:
+    """Runs named tasks until `stopping` is set; raises what ended one of them before."""
+    tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in coroutines.items()]
+    stop = asyncio.create_task(stopping.wait(), name="stop signal")
+    try:
+        done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stop}:
+            _log.error("a part of the server ended", part=task.get_name())
+            task.result()
+    finally:
+        for task in (stop, *tasks):
+            task.cancel()
+        await asyncio.gather(stop, *tasks, return_exceptions=True)
+
+
+async def _finish_requests(server: HTTPServer, services: Services) -> None:
+    """Takes no more connections, lets requests in flight end, and closes what is left."""
+    server.stop()
+    try:
+        async with asyncio.timeout(_GRACE_SECONDS):
+            await services.in_flight.ended()
+    except TimeoutError:
+        _log.warning("requests in flight took too long and were cut off")
+    await server.close_all_connections()
+
+
+def _say_hello(settings: Settings, sockets: Sequence[socket]) -> None:
+    address, port, *_ = sockets[0].getsockname()
+    host = f"[{address}]" if ":" in address else address
+    _log.info(
+        f"Minutebook listens on http://{host}:{port} - Ctrl-C or SIGTERM stops it",
+        data=str(settings.data_dir.absolute()),
+        database="external" if settings.database_url else "embedded",
+        pid=os.getpid(),
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set; a second signal ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def stop() -> None:
+        stopping.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield stopping
+    finally:
+        stop()
+
+
+@contextmanager
+def _only_server_in(data_dir: Path) -> Iterator[None]:
+    """Holds the data folder for this server alone; the lock ends with the process, however that ends."""
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (data_dir / "server.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise cli.CommandFailed(
+                f"another server (pid {lock.read().strip()}) runs on {data_dir}: stop it, or give another --data-dir"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        yield
+
+
+@contextmanager
+def _listening_sockets(settings: Settings) -> Iterator[list[socket]]:
+    """The sockets of the address and port, bound before anything slow begins."""
+    try:
+        sockets = bind_sockets(settings.port, settings.address)
+    except OSError as error:
+        raise cli.CommandFailed(
+            f"cannot listen on {settings.address} port {settings.port}: {error.strerror or error}"
+        ) from error
+    try:
+        yield sockets
+    finally:
+        for listening in sockets:
+            listening.close()
+
+
+def _kept_secret(path: Path) -> bytes:
+    """The secret in the file, made at the first start; readable for the server's user alone."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        secret = path.read_bytes().strip()
+        if len(secret) < 16:
+            raise cli.CommandFailed(
+                f"{path} does not hold a secret: put back the file that this log was made with"
+            ) from None
+        return secret
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_hex(32).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return path.read_bytes().strip()
+
+
+if __name__ == "__main__":
+    # `python server.py --port 1` means what `minutebook serve --port 1` means.
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.argv.insert(1, "serve")
+    main()

@@ -1,0 +1,157 @@
+"""Every setting of Minutebook, in one table: the fields of `Settings`.
+
+The table makes the flags (`--data-dir`), the environment's names (`MINUTEBOOK_DATA_DIR`), the help texts and the
+README's table; a test holds them together. A flag wins over the environment, the environment over the default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+
+
+class BadSetting(ValueError):
+    """A setting has a value that it cannot have; the message is one line that says which and why."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+
+
+Parse = Callable[[str], Any]
+
+
+def whole(least: int, most: int) -> Parse:
+    """A whole number within bounds."""
+
+    def parse(text: str) -> int:
+        if not text.strip().isdecimal() or not least <= int(text) <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}, not {text!r}")
+        return int(text)
+
+    return parse
+
+
+def choice(*names: str) -> Parse:
+    """One of some words."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in names:
+            raise ValueError(f"must be one of {', '.join(names)}, not {text!r}")
+        return text.lower()
+
+    return parse
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text)).expanduser()
+
+
+def _database_url(text: str) -> str:
+    try:
+        conninfo_to_dict(text)
+    except ProgrammingError:
+        # psycopg's own message would repeat what may be a password.
+        raise ValueError("is not a connection string as Postgres takes it (postgresql://… or key=value …)") from None
+    return _text(text)
+
+
+def _secret(text: str) -> str:
+    if len(text) < 16:
+        raise ValueError("must be at least 16 characters long")
+    return text
+
+
+def _field(default: object, help_text: str, parse: Parse, *, secret: bool = False) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help_text, "parse": parse, "secret": secret})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of one process, each with its default."""
+
+    port: int = _field(8080, "TCP port to listen on; 0 picks a free one", whole(0, 65535))
+    address: str = _field("127.0.0.1", "address to listen on; 0.0.0.0 for all", _text)
+    data_dir: Path = _field(Path("minutebook-data"), "folder for the server's secret and the embedded Postgres", _path)
+    database_url: str | None = _field(
+        None, "PostgreSQL 15 or later to use in place of the embedded one", _database_url, secret=True
+    )
+    secret: str | None = _field(
+        None,
+        "what tokens and the names' streams are derived from, the same for the life of a log; "
+        "by default made once and kept in data_dir",
+        _secret,
+        secret=True,
+    )
+    ci_key: str | None = _field(
+        None, "key of the Bancho API's internal endpoints; without one they refuse", _text, secret=True
+    )
+    operators: tuple[str, ...] = _field((), "usernames, separated by commas, that may write announcements", _names)
+    bcrypt_cost: int = _field(12, "cost of password hashes, each step doubles it", whole(4, 20))
+    rate_limit: int = _field(50, "messages that an account may send in 10 s; 0 for no limit", whole(0, 1_000_000))
+    login_limit: int = _field(
+        10, "failed logins in a minute, for each address and for each name; 0 for no limit", whole(0, 1_000_000)
+    )
+    log_level: str = _field("info", "debug, info, warning or error", choice("debug", "info", "warning", "error"))
+
+    @classmethod
+    def parse(cls, texts: Mapping[str, str]) -> Settings:
+        """The settings that are given as texts, the others by default; raises `BadSetting`."""
+        values: dict[str, Any] = {}
+        for setting in table():
+            if setting.name in texts:
+                try:
+                    values[setting.name] = setting.parse(texts[setting.name])
+                except ValueError as error:
+                    raise BadSetting(setting.name, str(error)) from None
+        return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A row of the table: `secret` ones are never shown."""
+
+    name: str
+    help: str
+    parse: Parse
+    default: object
+    secret: bool
+
+    @property
+    def flag(self) -> str:
+        """The command line's name for it."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """The environment's name for it."""
+        return "MINUTEBOOK_" + self.name.upper()
+
+    @property
+    def default_text(self) -> str:
+        """The default as one would write it."""
+        if isinstance(self.default, tuple) or self.default is None:
+            return "none"
+        return str(self.default)
+
+
+def table() -> list[Setting]:
+    """All settings in the order in which they are shown."""
+    return [
+        Setting(f.name, f.metadata["help"], f.metadata["parse"], f.default, f.metadata["secret"])
+        for f in dataclasses.fields(Settings)
+    ]
