@@ -7,6 +7,8 @@ Floats are refused, since their text depends on who prints them; so is NUL, whic
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import msgspec
 
@@ -15,26 +17,37 @@ from eventstore.errors import InvalidEvent
 _encoder = msgspec.json.Encoder(order="sorted")
 
 
-def encode(value: object) -> bytes:
+def encode(value: Any) -> bytes:
     """Canonical JSON of `value`: a struct, or what JSON holds but floats.
 
     Raises `InvalidEvent` for a float, a NUL, a lone surrogate, or a value that JSON has no form for.
     """
     try:
-        plain = msgspec.to_builtins(value, order="sorted", str_keys=True)
-        text = _encoder.encode(plain)
+        text = _encoder.encode(value)
+        kind: type = type(value)
+        if not _is_flat(kind):
+            _refuse_floats(msgspec.to_builtins(value, str_keys=True))
+        # The escape may be part of a longer one (an escaped backslash, then u0000): it only calls for a closer look.
+        if b"\\u0000" in text:
+            _refuse_nul(msgspec.json.decode(text))
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidEvent(f"not representable as canonical JSON: {error}") from error
-    # Nearly all values are flat, of texts and whole numbers: one look at the types settles those.
-    if not (type(plain) is dict and _PLAIN.issuperset(map(type, plain.values()))):
-        _refuse_floats(plain)
-    # The escape may be part of a longer one (an escaped backslash, then u0000): it only calls for a closer look.
-    if b"\\u0000" in text and any(isinstance(part, str) and "\0" in part for part in _parts(plain)):
-        raise InvalidEvent("a text holds a NUL character")
     return text
 
 
-_PLAIN = frozenset({str, int, bool, type(None)})
+@cache
+def _is_flat(kind: type) -> bool:
+    """Whether values of this type are structs of texts and whole numbers only, as nearly all are."""
+    if not issubclass(kind, msgspec.Struct):
+        return False
+    plain = (msgspec.inspect.StrType, msgspec.inspect.IntType, msgspec.inspect.NoneType, msgspec.inspect.BoolType)
+    described = msgspec.inspect.type_info(kind)
+    assert isinstance(described, msgspec.inspect.StructType)  # noqa: S101 - what a struct's description is
+    return all(isinstance(part, plain) for field in described.fields for part in _alternatives(field.type))
+
+
+def _alternatives(kind: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:
+    return kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
 
 
 def _refuse_floats(value: object) -> None:
@@ -42,12 +55,17 @@ def _refuse_floats(value: object) -> None:
         raise InvalidEvent("a float has no canonical form")
 
 
+def _refuse_nul(value: object) -> None:
+    if any(isinstance(part, str) and "\0" in part for part in _parts(value)):
+        raise InvalidEvent("a text holds a NUL character")
+
+
 def _parts(value: object) -> Iterator[object]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield key
             yield from _parts(item)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for item in value:
             yield from _parts(item)
     else:

@@ -1,67 +1,76 @@
-"""Reading: a pool of connections that runs compiled statements, for the log and for the read models alike."""
+"""Reading: a few connections that run compiled statements, for the log and for the read models alike."""
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import psycopg
-import psycopg_pool
-import structlog
-
-from eventstore.errors import LogError, LogUnavailable
-from eventstore.session import configure
+from eventstore.connection import Connection, Row
+from eventstore.errors import LogUnavailable
 from eventstore.statements import Statement
 
-_log = structlog.get_logger(__name__)
-
-Row = tuple[Any, ...]
+WAIT_SECONDS = 3.0
 
 
 class Reader:
-    """Runs statements, each as a transaction of its own, on a bounded pool of connections."""
+    """Runs statements, each as a transaction of its own, on at most `size` connections, opened as they are needed.
+
+    There is nothing to reconnect: a broken connection is thrown away, and the next statement opens another or fails.
+    """
 
     def __init__(self, conninfo: str, *, size: int = 8) -> None:
-        self._pool = psycopg_pool.AsyncConnectionPool(
-            conninfo,
-            min_size=1,
-            max_size=size,
-            open=False,
-            timeout=3.0,
-            max_waiting=1000,
-            reconnect_timeout=3600,
-            configure=configure,
-        )
+        self._conninfo = conninfo
+        self._idle: list[Connection] = []
+        self._slots = asyncio.Semaphore(size)
+        self._closed = False
 
     async def __aenter__(self) -> Self:
-        try:
-            await self._pool.open(wait=True, timeout=10)
-        except psycopg_pool.PoolTimeout as error:
-            await self._pool.close()
-            raise LogUnavailable("the database cannot be reached") from error
+        self._idle.append(await Connection.open(self._conninfo))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._pool.close()
+        self._closed = True
+        while self._idle:
+            await self._idle.pop().close()
 
     async def fetch(self, statement: Statement, **values: object) -> list[Row]:
-        """All rows of the statement; raises `LogUnavailable` when the database cannot be reached."""
+        """All rows of the statement; raises `LogUnavailable` when the database cannot be reached, or is too busy."""
+        await self._take_slot()
         try:
-            async with self._pool.connection() as connection:
-                cursor = psycopg.AsyncRawCursor(connection)
-                await cursor.execute(statement.text, statement.bind(**values), prepare=True, binary=True)
-                return await cursor.fetchall()
-        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg_pool.TooManyRequests) as error:
-            if not isinstance(error, psycopg_pool.PoolTimeout):
-                # One connection broke, so the others are likely dead too: replace them before the next caller comes.
-                await self._pool.check()
-            raise LogUnavailable(f"the database cannot be reached: {error}") from error
-        except psycopg.Error as error:
-            raise LogError(f"the database refused a query: {error}") from error
+            connection = await self._connection()
+            try:
+                return await connection.fetch(statement.text, statement.bind(values))
+            finally:
+                if connection.broken.done() or self._closed:
+                    await connection.close()
+                else:
+                    self._idle.append(connection)
+        finally:
+            self._slots.release()
 
     async def fetch_one(self, statement: Statement, **values: object) -> Row | None:
         """The statement's first row, or None."""
         rows = await self.fetch(statement, **values)
         return rows[0] if rows else None
+
+    async def _take_slot(self) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()
+            return
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise LogUnavailable("the database is too busy") from None
+
+    async def _connection(self) -> Connection:
+        """The connection that was used last, or a new one."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.broken.done():
+                return connection
+            await connection.close()
+        return await Connection.open(self._conninfo)

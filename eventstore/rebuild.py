@@ -99,9 +99,10 @@ class _Rebuild:
         head = self._head()
         while after < head:
             through = min(after + self._range_size, head)
+            values = {"after": after, "through": through}
             with self._connection.transaction():
                 for change in self._changes:
-                    self._connection.execute(change.text, change.bind(after=after, through=through))
+                    self._connection.execute(change.text, [values[name] for name in change.names])
             after = through
             self._progress(after, head)
         return after

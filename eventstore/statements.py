@@ -1,33 +1,36 @@
-"""SQLAlchemy statements compiled once, for psycopg to run directly.
+"""SQLAlchemy statements compiled once, to be run without it.
 
 Executing through SQLAlchemy costs the log two thirds of its throughput (docs/decisions/0002), so it describes
-tables and builds statements here, and psycopg's raw cursors run their text.
+tables and builds statements here, and `eventstore.connection` runs their text.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import psycopg
+
+from eventstore.wire import scalar
 
 _dialect = psycopg.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 
 
 class Statement:
-    """A statement's text with `$1`-style placeholders, and the order in which it takes its parameters."""
+    """A statement's text with `$1`-style placeholders; `names` are those of its parameters, in their order."""
 
-    __slots__ = ("_constants", "_names", "text")
+    __slots__ = ("_constants", "names", "text")
 
     def __init__(self, element: sa.ClauseElement) -> None:
         compiled = element.compile(dialect=_dialect)
         self.text = str(compiled)
-        self._names: list[str] = list(getattr(compiled, "positiontup", None) or ())
-        self._constants: dict[str, Any] = {k: v for k, v in compiled.params.items() if v is not None}
+        self.names: list[str] = list(getattr(compiled, "positiontup", None) or ())
+        self._constants = {name: scalar(value) for name, value in compiled.params.items() if value is not None}
 
-    def bind(self, **values: object) -> list[object]:
-        """The parameters in the order of the placeholders; raises KeyError if one is missing."""
-        return [values[name] if name in values else self._constants[name] for name in self._names]
+    def bind(self, values: Mapping[str, object]) -> list[bytes]:
+        """The parameters in their binary form, in the order of the placeholders; raises KeyError if one is missing."""
+        constants = self._constants
+        return [constants[name] if name in constants else scalar(values[name]) for name in self.names]
 
 
 def inline(value: str) -> sa.ColumnElement[str]:

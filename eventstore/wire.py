@@ -1,95 +1,55 @@
-"""Postgres arrays in binary form, packed in one go.
+"""Parameters in Postgres's binary form.
 
-psycopg dumps a list element by element in Python; for the hundreds of values of a batch that costs more than
-the statement. The layout is the server's (`array_recv`): dimensions, a null flag, the element's type, length and
-lower bound, then each element behind its length.
+Arrays are packed in one go: adapting the hundreds of values of a batch one by one costs more than the statement does.
+The layout is the server's (`array_recv`): dimensions, a null flag, the elements' type, length and lower bound, then
+each element behind its length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from struct import Struct, pack
-from typing import ClassVar
 
-from psycopg.abc import AdaptContext
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
-
-_HEADER = Struct("!iiIii")
+_HEADER = Struct("!iiIii").pack
 _LENGTH = Struct("!i").pack
+_BIGINT = Struct("!q").pack
+
+_BYTEA_OID, _BIGINT_OID, _TEXT_OID = 17, 20, 25
 
 
-class Packed:
-    """An array already in the server's binary form."""
-
-    element_oid: ClassVar[int]
-    array_oid: ClassVar[int]
-    __slots__ = ("payload",)
-
-    def __init__(self, payload: bytes) -> None:
-        self.payload = payload
-
-    @classmethod
-    def _of(cls, count: int, elements: Iterable[bytes]) -> bytes:
-        parts = [_HEADER.pack(1, 0, cls.element_oid, count, 1)]
-        add = parts.append
-        for element in elements:
-            add(_LENGTH(len(element)))
-            add(element)
-        return b"".join(parts)
+def text_array(values: Sequence[bytes]) -> bytes:
+    """`text[]` of UTF-8 texts."""
+    return _array(_TEXT_OID, values)
 
 
-class TextArray(Packed):
-    """`text[]` of UTF-8 texts given as bytes."""
-
-    element_oid, array_oid = 25, 1009
-
-    def __init__(self, values: Sequence[bytes]) -> None:
-        super().__init__(self._of(len(values), values))
-
-
-class ByteaArray(Packed):
+def bytea_array(values: Sequence[bytes]) -> bytes:
     """`bytea[]`."""
-
-    element_oid, array_oid = 17, 1001
-
-    def __init__(self, values: Sequence[bytes]) -> None:
-        super().__init__(self._of(len(values), values))
+    return _array(_BYTEA_OID, values)
 
 
-class BigintArray(Packed):
+def bigint_array(values: Sequence[int]) -> bytes:
     """`bigint[]`."""
-
-    element_oid, array_oid = 20, 1016
-
-    def __init__(self, values: Sequence[int]) -> None:
-        count = len(values)
-        # Every element is (length 8, value): one format for all of them.
-        flat = [item for value in values for item in (8, value)]
-        super().__init__(_HEADER.pack(1, 0, self.element_oid, count, 1) + pack("!" + "iq" * count, *flat))
+    count = len(values)
+    # Every element is (length 8, value): one format for all of them.
+    flat = [item for value in values for item in (8, value)]
+    return _HEADER(1, 0, _BIGINT_OID, count, 1) + pack("!" + "iq" * count, *flat)
 
 
-class _PackedDumper(Dumper):
-    format = Format.BINARY
-
-    def dump(self, obj: Packed) -> bytes:
-        return obj.payload
-
-
-class _TextArrayDumper(_PackedDumper):
-    oid = TextArray.array_oid
-
-
-class _ByteaArrayDumper(_PackedDumper):
-    oid = ByteaArray.array_oid
+def scalar(value: object) -> bytes:
+    """A `bigint`, a `text`, or what is in its binary form already."""
+    if isinstance(value, int):
+        return _BIGINT(value)
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, bytes):
+        return value
+    raise TypeError(f"no binary form for {type(value).__name__}")
 
 
-class _BigintArrayDumper(_PackedDumper):
-    oid = BigintArray.array_oid
-
-
-def register(context: AdaptContext) -> None:
-    """Teaches a connection to send packed arrays."""
-    context.adapters.register_dumper(TextArray, _TextArrayDumper)
-    context.adapters.register_dumper(ByteaArray, _ByteaArrayDumper)
-    context.adapters.register_dumper(BigintArray, _BigintArrayDumper)
+def _array(element_oid: int, elements: Sequence[bytes]) -> bytes:
+    parts = [_HEADER(1, 0, element_oid, len(elements), 1)]
+    add = parts.append
+    for element in elements:
+        add(_LENGTH(len(element)))
+        add(element)
+    return b"".join(parts)

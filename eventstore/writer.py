@@ -15,26 +15,24 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import Any
 
 import msgspec
-import psycopg
 import structlog
 
 from eventstore import canonical, wire
 from eventstore.append import AppendStatements
 from eventstore.backoff import Backoff
+from eventstore.connection import TIMEOUT, Connection, Row, UniqueViolated
 from eventstore.errors import InvalidEvent, LogError, LogUnavailable, WrongVersion
 from eventstore.events import Appended, Context, RecordedEvent, StreamWrite
 from eventstore.ids import new_id
 from eventstore.merkle import NAME_PATTERN, SALT_BYTES
 from eventstore.projection import Projection
-from eventstore.session import configure
 
 MAX_BATCH_EVENTS = 500
 MAX_BATCH_BYTES = 1 << 20
-STATEMENT_TIMEOUT = 30.0
+# From twice as many callers on, two batches take turns.
+OVERLAP = 24
 _RACES = 20
 
 _log = structlog.get_logger(__name__)
@@ -61,34 +59,31 @@ class _Taken(LogError):
     """A version or a command id of the batch is there already."""
 
 
-class _Pending:
-    """An append that waits for its commit: its rows, column by column, as the statement takes them."""
+# An event as a row of the batch: stream, version, type, data, metadata, the way `RecordedEvent` goes on.
+_Row = tuple[str, int, str, bytes, bytes]
 
-    __slots__ = ("bytes", "command_id", "data", "future", "metadata", "streams", "types", "versions", "writes")
+
+class _Pending:
+    """An append that waits for its commit."""
+
+    __slots__ = ("bytes", "command_id", "future", "rows", "writes")
 
     def __init__(self, writes: Sequence[StreamWrite], context: Context, command_id: str | None) -> None:
         self.writes = writes
         self.command_id = command_id
         self.future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self.streams: list[str] = []
-        self.types: list[str] = []
-        self.data: list[bytes] = []
-        self.metadata: list[bytes] = []
-        self.versions: list[int] = []
+        self.rows: list[_Row] = []
+        self.bytes = 0
         for write in writes:
-            _check_name("stream", write.stream)
-            version = write.expected_version or 0
-            for event in write.events:
+            stream = write.stream
+            _check_name("stream", stream)
+            for version, event in enumerate(write.events, start=(write.expected_version or 0) + 1):
                 _check_name("type", event.type)
-                version += 1
-                self.versions.append(version)
-                self.streams.append(write.stream)
-                self.types.append(event.type)
-                self.data.append(event.data)
-                self.metadata.append(_metadata(context, command_id, event.schema))
-        if not self.versions:
+                metadata = _metadata(context, command_id, event.schema)
+                self.rows.append((stream, version, event.type, event.data, metadata))
+                self.bytes += len(event.data) + len(metadata)
+        if not self.rows:
             raise InvalidEvent("an append needs at least one event")
-        self.bytes = sum(map(len, self.data)) + sum(map(len, self.metadata))
 
     @property
     def needs_versions(self) -> bool:
@@ -111,7 +106,7 @@ class _Pending:
                 raise WrongVersion(write.stream, write.expected_version)
             versions.extend(range(version + 1, version + 1 + len(write.events)))
             after[write.stream] = version + len(write.events)
-        self.versions = versions
+        self.rows = [(row[0], version, *row[2:]) for row, version in zip(self.rows, versions, strict=True)]
         current.update(after)
 
     def fail(self, error: LogError) -> None:
@@ -150,9 +145,9 @@ class Writer:
         self._on_commit = on_commit
         self._queue: deque[_Pending] = deque()
         self._in_flight: list[_Pending] = []
+        self._last_size = 0
         self._arrived = asyncio.Event()
-        self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._cursor: psycopg.AsyncRawCursor[Any] | None = None
+        self._connection: Connection | None = None
         self._closing = False
 
     async def append(self, writes: Sequence[StreamWrite], context: Context, command_id: str | None = None) -> Appended:
@@ -170,56 +165,57 @@ class Writer:
     @property
     def connected(self) -> bool:
         """Whether appends are being taken."""
-        return self._connection is not None and not self._closing
+        return self._connection is not None and not self._connection.broken.done() and not self._closing
 
     async def connect(self) -> None:
         """Opens the connection; raises `LogUnavailable` when the database cannot be reached."""
-        try:
-            connection = await psycopg.AsyncConnection.connect(self._conninfo, connect_timeout=5)
-            await configure(connection)
-            await connection.execute("SET synchronous_commit = on")
-        except psycopg.OperationalError as error:
-            raise LogUnavailable(f"the log cannot be reached: {error}") from error
-        wire.register(connection)
-        self._cursor = psycopg.AsyncRawCursor(connection)
-        self._connection = connection
+        self._connection = await Connection.open(self._conninfo)
+        self._connection.broken.add_done_callback(lambda _: self._arrived.set())
 
     async def run(self) -> None:
         """Commits what arrives, and reconnects when the connection breaks; runs until cancelled."""
         backoff = Backoff()
         while True:
-            if self._connection is None:
-                await self._reconnect(backoff)
+            connection = self._connection or await self._reconnect(backoff)
             await self._arrived.wait()
+            if connection.broken.done():
+                await self._lose(LogUnavailable(connection.broken.result()))
+                continue
             await self._commit_next()
-            # Callers that just heard of their commit come back within this turn; their next appends belong
-            # in the next batch, not in the one after it.
-            await asyncio.sleep(0)
+            if len(self._queue) < OVERLAP:
+                # Callers that just heard of their commit come back within this turn: their next appends go along.
+                await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Takes no more appends, waits for those that it has, and closes the connection; `run` must still run."""
         self._closing = True
         waiting = [pending.future for pending in (*self._in_flight, *self._queue)]
         if waiting and self._connection is not None:
-            await asyncio.wait(waiting, timeout=STATEMENT_TIMEOUT)
+            await asyncio.wait(waiting, timeout=TIMEOUT)
         await self._disconnect(LogUnavailable("the log was closed"))
 
-    async def _reconnect(self, backoff: Backoff) -> None:
-        while self._connection is None:
+    async def _reconnect(self, backoff: Backoff) -> Connection:
+        while True:
             await backoff.pause()
             try:
                 await self.connect()
             except LogUnavailable as error:
                 _log.warning("the log's writer cannot connect", error=str(error))
-        _log.info("the log's writer is connected again")
+            if self._connection is not None:
+                backoff.reset()
+                _log.info("the log's writer is connected again")
+                return self._connection
+
+    async def _lose(self, error: LogUnavailable) -> None:
+        _log.warning("the log's writer lost its connection", error=str(error))
+        await self._disconnect(error)
 
     async def _commit_next(self) -> None:
         self._in_flight = self._take()
         try:
             await self._commit_all(self._in_flight)
         except LogUnavailable as error:
-            _log.warning("the log's writer lost its connection", error=str(error))
-            await self._disconnect(error)
+            await self._lose(error)
         except BaseException:
             await self._disconnect(LogUnavailable("the log's writer stopped"))
             raise
@@ -239,14 +235,20 @@ class Writer:
     def _take(self) -> list[_Pending]:
         batch: list[_Pending] = []
         events = size = 0
-        while self._queue:
+        # Where many wait, a batch takes half of those that are about (the last batch's callers come back while this
+        # one is committed): so the database works on one half while this process prepares the other.
+        about = len(self._queue) + self._last_size
+        most = (about + 1) // 2 if about >= 2 * OVERLAP else about
+        while self._queue and len(batch) < most:
             pending = self._queue[0]
-            events += len(pending.versions)
+            events += len(pending.rows)
             size += pending.bytes
             if batch and (events > MAX_BATCH_EVENTS or size > MAX_BATCH_BYTES):
-                return batch
+                break
             batch.append(self._queue.popleft())
-        self._arrived.clear()
+        self._last_size = len(batch)
+        if not self._queue:
+            self._arrived.clear()
         return batch
 
     async def _settle(self, batch: Sequence[_Pending]) -> None:
@@ -265,46 +267,34 @@ class Writer:
                     pending.fail(error)
 
     async def _versions(self, streams: set[str]) -> dict[str, int]:
-        rows = await self._execute(_VERSIONS, [wire.TextArray([stream.encode() for stream in streams])])
+        rows = await self._fetch(_VERSIONS, [wire.text_array([stream.encode() for stream in streams])])
         return dict(rows)
 
     async def _commit(self, batch: Sequence[_Pending]) -> None:
         """Commits the batch as one transaction; raises `_Taken` if any version or command id in it was taken."""
         if not batch:
             return
-        types = [name for pending in batch for name in pending.types]
+        rows = [row for pending in batch for row in pending.rows]
+        streams, versions, types, data, metadata = zip(*rows, strict=True)
         with_commands = any(pending.command_id is not None for pending in batch)
         statement = self._statements.for_batch(frozenset(types), with_commands=with_commands)
         values: dict[str, object] = {
-            "streams": wire.TextArray([name.encode() for pending in batch for name in pending.streams]),
-            "versions": wire.BigintArray([version for pending in batch for version in pending.versions]),
-            "types": wire.TextArray([name.encode() for name in types]),
-            "data": wire.TextArray([data for pending in batch for data in pending.data]),
-            "metadata": wire.TextArray([metadata for pending in batch for metadata in pending.metadata]),
-            "salts": wire.ByteaArray(_salts(len(types))),
-            "size": len(types),
+            "streams": wire.text_array([name.encode() for name in streams]),
+            "versions": wire.bigint_array(versions),
+            "types": wire.text_array([name.encode() for name in types]),
+            "data": wire.text_array(data),
+            "metadata": wire.text_array(metadata),
+            "salts": wire.bytea_array(_salts(len(rows))),
+            "size": len(rows),
         }
         if with_commands:
             values |= _command_values(batch)
-        [(base, recorded_at, *_)] = await self._execute(statement.text, statement.bind(**values))
-        self._conclude(batch, base, recorded_at)
-
-    def _conclude(self, batch: Sequence[_Pending], base: int, recorded_at: datetime) -> None:
-        """Tells what was committed after position `base`: first to `on_commit`, then to the callers."""
-        recorded: list[RecordedEvent] = []
-        outcomes: list[Appended] = []
-        position = base
+        [(base, recorded_at, *_)] = await self._fetch(statement.text, statement.bind(values))
+        # First the caches, then the callers.
+        self._on_commit([RecordedEvent(base + i, *row, recorded_at) for i, row in enumerate(rows, start=1)])
         for pending in batch:
-            first = position + 1
-            for row in zip(
-                pending.streams, pending.versions, pending.types, pending.data, pending.metadata, strict=True
-            ):
-                position += 1
-                recorded.append(RecordedEvent(position, *row, recorded_at))
-            outcomes.append(Appended(first, position))
-        self._on_commit(recorded)
-        for pending, outcome in zip(batch, outcomes, strict=True):
-            pending.succeed(outcome)
+            first, base = base + 1, base + len(pending.rows)
+            pending.succeed(Appended(first, base))
 
     async def _commit_alone(self, pending: _Pending) -> None:
         """Commits one append with every look taken, and tells its caller how it went."""
@@ -337,29 +327,23 @@ class Writer:
         """Whether the append's command is known already; then its caller gets the first outcome."""
         if pending.command_id is None:
             return False
-        known = await self._execute(_COMMAND, [pending.command_id])
+        known = await self._fetch(_COMMAND, [pending.command_id.encode()])
         for first, last in known:
             pending.succeed(Appended(first, last, repeated=True))
         return bool(known)
 
-    async def _execute(self, text: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
-        if self._cursor is None:
+    async def _fetch(self, text: str, parameters: Sequence[bytes]) -> list[Row]:
+        if self._connection is None:
             raise LogUnavailable("the log cannot be reached")
         try:
-            async with asyncio.timeout(STATEMENT_TIMEOUT):
-                await self._cursor.execute(text, parameters, prepare=True, binary=True)
-                return await self._cursor.fetchall()
-        except psycopg.errors.UniqueViolation as error:
-            if error.diag.constraint_name in _ARBITERS:
+            return await self._connection.fetch(text, parameters)
+        except UniqueViolated as error:
+            if error.constraint in _ARBITERS:
                 raise _Taken(str(error)) from error
-            raise LogError(f"the database refused the append: {error}") from error
-        except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
-            raise LogUnavailable(f"the log cannot be reached: {error}") from error
-        except psycopg.Error as error:
-            raise LogError(f"the database refused the append: {error}") from error
+            raise
 
     async def _disconnect(self, reason: LogUnavailable) -> None:
-        connection, self._connection, self._cursor = self._connection, None, None
+        connection, self._connection = self._connection, None
         for pending in (*self._in_flight, *self._queue):
             pending.fail(reason)
         self._queue.clear()
@@ -379,13 +363,13 @@ def _command_values(batch: Sequence[_Pending]) -> dict[str, object]:
     lasts: list[int] = []
     ordinal = 0
     for pending in batch:
-        first, ordinal = ordinal + 1, ordinal + len(pending.versions)
+        first, ordinal = ordinal + 1, ordinal + len(pending.rows)
         if pending.command_id is not None:
             ids.append(pending.command_id.encode())
             firsts.append(first)
             lasts.append(ordinal)
     return {
-        "command_ids": wire.TextArray(ids),
-        "command_firsts": wire.BigintArray(firsts),
-        "command_lasts": wire.BigintArray(lasts),
+        "command_ids": wire.text_array(ids),
+        "command_firsts": wire.bigint_array(firsts),
+        "command_lasts": wire.bigint_array(lasts),
     }

@@ -1,0 +1,165 @@
+"""A connection that runs prepared statements, one at a time, with binary parameters and results.
+
+psycopg connects, and its wrapper of libpq speaks the protocol; what lies between - adapting each parameter, a cursor,
+an event registered with the loop for each wait - costs more than our statements do, and is left out here. The socket
+stays registered with the loop all the time, so a connection that breaks while it is idle is noticed at once.
+
+A statement is sent in as many pieces as the socket takes, and what the server says meanwhile is read: however large
+the parameters, neither side waits for the other for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Self
+
+import psycopg
+from psycopg.adapt import Transformer
+from psycopg.errors import error_from_result
+from psycopg.pq import DiagnosticField, ExecStatus, Format
+from psycopg.pq.abc import PGconn, PGresult
+
+from eventstore.errors import LogError, LogUnavailable
+
+TIMEOUT = 30.0
+
+# Statements are prepared once and their plans kept, so the plans must suit tables that grow a thousandfold: all of
+# them are index ranges, and without sequential scans the planner says so from the first row on.
+_SETTINGS = (
+    "SET TIME ZONE 'UTC'; SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET jit = off; "
+    "SET synchronous_commit = on; SET lock_timeout = '10s'; SET statement_timeout = '25s'"
+)
+
+Row = tuple[Any, ...]
+
+
+class UniqueViolated(LogError):
+    """A unique constraint refused the statement; `constraint` is its name."""
+
+    def __init__(self, message: str, constraint: str) -> None:
+        super().__init__(message)
+        self.constraint = constraint
+
+
+class Connection:
+    """One connection to the database. Raises `LogUnavailable` once it is broken, and then stays broken."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self._pgconn: PGconn = connection.pgconn
+        self._descriptor = connection.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._prepared: dict[str, bytes] = {}
+        self._answer: asyncio.Future[PGresult] | None = None
+        self._result: PGresult | None = None
+        self.broken = self._loop.create_future()
+        self._loop.add_reader(self._descriptor, self._readable)
+
+    @classmethod
+    async def open(cls, conninfo: str) -> Self:
+        """Connects; raises `LogUnavailable` when the database cannot be reached."""
+        try:
+            connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=5)
+            await connection.execute(_SETTINGS)
+        except psycopg.OperationalError as error:
+            raise LogUnavailable(f"the database cannot be reached: {error}") from error
+        return cls(connection)
+
+    async def close(self) -> None:
+        """Closes the connection; a statement that runs fails."""
+        self._break("the connection was closed")
+        await self._connection.close()
+
+    async def fetch(self, text: str, parameters: Sequence[bytes]) -> list[Row]:
+        """Runs a statement with parameters in their binary form, and returns its rows.
+
+        Raises `LogError` if the database refuses it, `UniqueViolated` if for a key that exists; and `LogUnavailable` if
+        the connection breaks or takes too long, so that nobody knows whether the statement was carried out.
+        """
+        name = self._prepared.get(text)
+        if name is None:
+            name = b"s%d" % len(self._prepared)
+            await self._ask(self._pgconn.send_prepare, name, text.encode())
+            self._prepared[text] = name
+        formats = [Format.BINARY] * len(parameters)
+        result = await self._ask(self._pgconn.send_query_prepared, name, parameters, formats, Format.BINARY)
+        reader = Transformer(self._connection)
+        reader.set_pgresult(result)
+        return reader.load_rows(0, result.ntuples, tuple)
+
+    async def _ask(self, send: Any, *arguments: object) -> PGresult:
+        if self._answer is not None:
+            raise RuntimeError("a connection runs one statement at a time")
+        if self.broken.done():
+            raise LogUnavailable(self.broken.result())
+        self._answer = self._loop.create_future()
+        try:
+            send(*arguments)
+            self._flush()
+            async with asyncio.timeout(TIMEOUT):
+                result = await self._answer
+        except psycopg.OperationalError as error:
+            raise self._break(str(error)) from error
+        except TimeoutError:
+            raise self._break("the database does not answer") from None
+        except asyncio.CancelledError:
+            # The answer to a statement that nobody waits for must not be taken for the next one's.
+            self._break("a statement was given up")
+            raise
+        finally:
+            self._answer = None
+        if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
+            raise self._error(result)
+        return result
+
+    def _flush(self) -> None:
+        """Sends what the socket takes, and goes on when it takes more."""
+        if self._pgconn.flush():
+            self._loop.add_writer(self._descriptor, self._writable)
+
+    def _writable(self) -> None:
+        try:
+            if not self._pgconn.flush():
+                self._loop.remove_writer(self._descriptor)
+        except psycopg.OperationalError as error:
+            self._break(str(error))
+
+    def _readable(self) -> None:
+        try:
+            self._pgconn.consume_input()
+            while not self._pgconn.is_busy():
+                result = self._pgconn.get_result()
+                if result is None:
+                    break
+                self._result = result
+            else:
+                return
+        except psycopg.OperationalError as error:
+            self._break(str(error))
+            return
+        if self._pgconn.status != psycopg.pq.ConnStatus.OK:
+            self._break(self._pgconn.get_error_message() or "the connection is gone")
+        elif self._result is not None and self._answer is not None and not self._answer.done():
+            self._answer.set_result(self._result)
+            self._result = None
+
+    def _error(self, result: PGresult) -> LogError:
+        error = error_from_result(result, self._connection.info.encoding)
+        if isinstance(error, psycopg.OperationalError):
+            return self._break(str(error))
+        message = f"the database refused a statement: {error}"
+        if isinstance(error, psycopg.errors.UniqueViolation):
+            constraint = result.error_field(DiagnosticField.CONSTRAINT_NAME) or b""
+            return UniqueViolated(message, constraint.decode())
+        return LogError(message)
+
+    def _break(self, reason: str) -> LogUnavailable:
+        error = LogUnavailable(f"the database cannot be reached: {' '.join(reason.split())}")
+        if not self.broken.done():
+            self.broken.set_result(str(error))
+            self._loop.remove_reader(self._descriptor)
+            self._loop.remove_writer(self._descriptor)
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+        return error
