@@ -146,8 +146,11 @@ class Connection:
 
     def _error(self, result: PGresult) -> LogError:
         error = error_from_result(result, self._connection.info.encoding)
-        if isinstance(error, psycopg.OperationalError):
+        if isinstance(error, psycopg.OperationalError | psycopg.errors.ReadOnlySqlTransaction):
+            # Also of a server that was demoted to a standby: a new connection may find the one that took over.
             return self._break(str(error))
+        if isinstance(error, psycopg.errors.UndefinedTable):
+            return LogError("the database has no log yet, or an older one: run `minutebook migrate`")
         message = f"the database refused a statement: {error}"
         if isinstance(error, psycopg.errors.UniqueViolation):
             constraint = result.error_field(DiagnosticField.CONSTRAINT_NAME) or b""

@@ -178,6 +178,8 @@ class Writer:
         while True:
             connection = self._connection or await self._reconnect(backoff)
             await self._arrived.wait()
+            if self._closing and not self._queue:
+                return
             if connection.broken.done():
                 await self._lose(LogUnavailable(connection.broken.result()))
                 continue
