@@ -51,7 +51,7 @@ class PasswordHasher:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _decoy_hash(self) -> str:
-        if self._decoy is None:
+        if self._decoy is None or (self._decoy.done() and self._decoy.exception() is not None):
             self._decoy = asyncio.create_task(self.hash("a password that nobody has"))
         return await asyncio.shield(self._decoy)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from chat.commands import Account, IssuedToken
 from eventstore.projection import Change, Projection, Source, number, of_type, text
@@ -31,7 +31,7 @@ def _issued(source: Source) -> sa.Insert:
         )
         .where(of_type(source, "TokenIssued"))
         # Of several tokens of one account in the range only the last one counts.
-        .distinct(number(source, "account_id"))
+        .ext(distinct_on(number(source, "account_id")))
         .order_by(number(source, "account_id"), source.c.position.desc())
     )
     upsert = insert(tokens).from_select(["account_id", "generation", "token_digest"], newest)
