@@ -7,12 +7,13 @@ the same.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import secrets
 import signal
 import sys
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from socket import socket
@@ -41,6 +42,7 @@ _log = structlog.get_logger("server")
 
 # How long requests in flight may take to end once the server was told to stop.
 _GRACE_SECONDS = 8.0
+_LISTENING_SECONDS = 5.0
 
 
 def main() -> None:
@@ -63,16 +65,16 @@ async def serve(settings: Settings) -> None:
         sockets = stack.enter_context(_listening_sockets(settings))
         secret = settings.secret.encode() if settings.secret else _kept_secret(settings.data_dir / "secret")
 
-        tasks: dict[str, Coroutine[Any, Any, None]] = {}
+        parts: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
         conninfo = settings.database_url
         if conninfo is None:
             postgres = EmbeddedPostgres(settings.data_dir)
             stack.push_async_callback(asyncio.to_thread, postgres.stop)
             conninfo = await asyncio.to_thread(postgres.start)
-            tasks["postgres"] = postgres.watch()
+            parts["postgres"] = postgres.watch
         await asyncio.to_thread(migrate, conninfo, [projections.MIGRATIONS])
         log = await stack.enter_async_context(EventLog(conninfo, projections.ALL))
-        tasks["log"] = log.watch()
+        parts["log"] = log.watch
 
         passwords = PasswordHasher(settings.bcrypt_cost)
         stack.callback(passwords.close)
@@ -89,16 +91,20 @@ async def serve(settings: Settings) -> None:
         server = HTTPServer(
             make_app(services), max_body_size=MAX_DISCARDED, body_timeout=20, idle_connection_timeout=120
         )
+        # Whoever reads the line that the server listens finds it ready; without LISTEN it would only be slower.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LISTENING_SECONDS):
+                await log.listening()
         server.add_sockets(sockets)
         stack.push_async_callback(_finish_requests, server, services)
         _say_hello(settings, sockets)
-        await _run_until(stopping, tasks)
+        await _run_until(stopping, parts)
         _log.info("stopping")
 
 
-async def _run_until(stopping: asyncio.Event, coroutines: dict[str, Coroutine[Any, Any, None]]) -> None:
+async def _run_until(stopping: asyncio.Event, parts: dict[str, Callable[[], Coroutine[Any, Any, None]]]) -> None:
     """Runs named tasks until `stopping` is set; raises what ended one of them before."""
-    tasks = [asyncio.create_task(coroutine, name=name) for name, coroutine in coroutines.items()]
+    tasks = [asyncio.create_task(part(), name=name) for name, part in parts.items()]
     stop = asyncio.create_task(stopping.wait(), name="stop signal")
     try:
         done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -189,20 +195,29 @@ def _listening_sockets(settings: Settings) -> Iterator[list[socket]]:
 
 def _kept_secret(path: Path) -> bytes:
     """The secret in the file, made at the first start; readable for the server's user alone."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        secret = path.read_bytes().strip()
-        if len(secret) < 16:
-            raise cli.CommandFailed(
-                f"{path} does not hold a secret: put back the file that this log was made with"
-            ) from None
-        return secret
+    if not path.exists():
+        _make_secret(path)
+    secret = path.read_bytes().strip()
+    if len(secret) < 16:
+        raise cli.CommandFailed(f"{path} does not hold a secret: put back the file that this log was made with")
+    return secret
+
+
+def _make_secret(path: Path) -> None:
+    """Writes a new secret, whole or not at all, and on the disk before the log begins that it belongs to."""
+    unfinished = path.with_name("secret.new")
+    unfinished.unlink(missing_ok=True)
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(secrets.token_hex(32).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    return path.read_bytes().strip()
+    unfinished.rename(path)
+    folder = os.open(path.parent, os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 if __name__ == "__main__":

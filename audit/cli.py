@@ -38,12 +38,15 @@ def run(arguments: Sequence[str], serve: Serve) -> int:
         return leave.exit_code
     except click.Abort:
         return 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.message, err=True)
+        return 2
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except BadSetting as error:
         return _fail(str(error), 2)
     except (CommandFailed, LogError, PostgresStartError, OSError) as error:
-        return _end_of(error)
+        return _fail(str(error), 1)
     except KeyboardInterrupt:
         return 130
     return 0
@@ -54,14 +57,6 @@ def _fail(problem: str, code: int) -> int:
     return code
 
 
-def _end_of(error: Exception) -> int:
-    if isinstance(error, BrokenPipeError):
-        # The reader of the pipe has seen enough; Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    return _fail(str(error), 1)
-
-
 def _commands(serve: Serve) -> click.Group:
     group = click.Group("minutebook", help="A chat server that keeps its minutes.", no_args_is_help=True)
 
@@ -70,7 +65,12 @@ def _commands(serve: Serve) -> click.Group:
             settings = _settings(given)
             # A tool says what it has to say itself; of the parts below it, only what is amiss is of interest.
             configure_logs("warning" if name != "serve" and settings.log_level == "info" else settings.log_level)
-            action(settings, **given)
+            try:
+                action(settings, **given)
+            except BrokenPipeError:
+                # The reader of the pipe has seen enough. Click would make it exit code 1, and Python would complain
+                # once more when it flushes at exit.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
         options = [*parameters, *map(_option, table())]
         text = (action.__doc__ or "").strip()

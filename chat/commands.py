@@ -33,7 +33,7 @@ class WrongSecret(LogError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this log was made with another secret: put its file `secret` back into data_dir, or give the setting secret"
+            "this log was made with another secret: put its file `secret` back into data_dir, or give it as a setting"
         )
 
 

@@ -61,7 +61,11 @@ class Connection:
         """Connects; raises `LogUnavailable` when the database cannot be reached."""
         try:
             connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True, connect_timeout=5)
-            await connection.execute(_SETTINGS)
+            try:
+                await connection.execute(_SETTINGS)
+            except BaseException:
+                await connection.close()
+                raise
         except psycopg.OperationalError as error:
             raise LogUnavailable(f"the database cannot be reached: {error}") from error
         return cls(connection)
@@ -151,7 +155,7 @@ class Connection:
             return self._break(str(error))
         if isinstance(error, psycopg.errors.UndefinedTable):
             return LogError("the database has no log yet, or an older one: run `minutebook migrate`")
-        message = f"the database refused a statement: {error}"
+        message = f"the database refused a statement: {error.diag.message_primary}"
         if isinstance(error, psycopg.errors.UniqueViolation):
             constraint = result.error_field(DiagnosticField.CONSTRAINT_NAME) or b""
             return UniqueViolated(message, constraint.decode())

@@ -92,7 +92,6 @@ _DEFAULTS: Mapping[str, str] = {
     # one is replayed after a crash. Appends were replayed at 300 MB/s from a warm cache: at most some ten seconds.
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
-    "wal_compression": "pglz",  # full-page images after a checkpoint; the wheel has neither lz4 nor zstd
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",

@@ -61,9 +61,16 @@ def number(source: Source, key: str) -> sa.ColumnElement[int]:
 
 def log_range() -> Source:
     """The events with `:after < position <= :through`, as the source of a rebuild."""
-    return (
-        sa.select(events)
-        .where(events.c.position > sa.bindparam("after", type_=sa.BigInteger))
-        .where(events.c.position <= sa.bindparam("through", type_=sa.BigInteger))
-        .cte("range")
-    )
+    c = events.c
+    columns = sa.select(c.position, c.stream, c.version, c.type, c.data, c.recorded_at)
+    return columns.where(*_in_range()).subquery("range")
+
+
+def types_in_range() -> sa.Select[str]:
+    """The types of the events in that range, each once."""
+    return sa.select(events.c.type).where(*_in_range()).distinct()
+
+
+def _in_range() -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    after, through = (sa.bindparam(name, type_=sa.BigInteger) for name in ("after", "through"))
+    return events.c.position > after, events.c.position <= through

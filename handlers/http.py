@@ -136,6 +136,11 @@ _MESSAGES = {
 class NotFound(JsonHandler):
     """Every path that nobody serves."""
 
-    def prepare(self) -> None:
-        """Says so, whatever the method."""
+    def get(self) -> None:
+        """Says so, whatever the method.
+
+        Not in `prepare`: Tornado closes a connection on which an answer goes out before the body, even none, was read.
+        """
         raise web.HTTPError(404)
+
+    head = post = put = patch = delete = options = get

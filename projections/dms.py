@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from eventstore.projection import Change, Projection, Source, number, of_type, text
 from eventstore.reader import Reader
 from eventstore.statements import Statement
-from projections.messages import deleted_ids, username
+from projections.messages import deleted_ids, range_of, username
 from projections.schema import MOMENT, metadata
 
 dms = sa.Table(
@@ -82,8 +82,8 @@ def _newest(source: sa.FromClause) -> sa.Select[Any]:
 
 def _end(column: sa.Column[int]) -> sa.Select[Any]:
     """The newest messages of which the account is one end."""
-    newest = _newest(dms).where(column == sa.bindparam("account_id", type_=sa.BigInteger))
-    return sa.select(newest.subquery())
+    newest = sa.select(dms).where(range_of(column, "account_id")).order_by(column.desc(), dms.c.message_id.desc())
+    return sa.select(newest.limit(sa.bindparam("count", type_=sa.BigInteger)).subquery())
 
 
 # The newest of both directions lie within the newest of each: two short index ranges, never a scan with OR.

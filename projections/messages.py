@@ -96,11 +96,21 @@ _READ = sa.select(
 )
 
 
+def range_of(column: sa.Column[int], value: str) -> sa.ColumnElement[bool]:
+    """The condition that `column` is `:value`, as a range: for an index of the column and the message's id.
+
+    An equality would let the planner walk all messages backwards by their ids until it has met enough of the right
+    ones, which for somebody who writes rarely is the whole table.
+    """
+    wanted = sa.bindparam(value, type_=sa.BigInteger)
+    return column.between(wanted, wanted)
+
+
 def _newest(column: sa.Column[int], value: str) -> Statement:
     """The newest `:count` messages whose `column` is `:value`, newest first."""
     return Statement(
-        _READ.where(column == sa.bindparam(value, type_=sa.BigInteger))
-        .order_by(messages.c.message_id.desc())
+        _READ.where(range_of(column, value))
+        .order_by(column.desc(), messages.c.message_id.desc())
         .limit(sa.bindparam("count", type_=sa.BigInteger))
     )
 
