@@ -7,10 +7,12 @@ under `@pytest.mark.gen_test`.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
+from contextlib import AbstractAsyncContextManager, ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
 
 import psycopg
 import pytest
@@ -29,6 +31,8 @@ from handlers.limits import SlidingWindow
 from handlers.services import Services
 from projections.models import ReadModels
 from projections.reading import Reading
+from tests.servers import Server
+from tests.tables import Outage
 
 T = TypeVar("T")
 
@@ -76,18 +80,38 @@ def enter(io_loop: IOLoop) -> Iterator[Callable[[AbstractAsyncContextManager[obj
 
     yield do
     for manager in reversed(entered):
-        io_loop.run_sync(lambda manager=manager: manager.__aexit__(None, None, None))  # type: ignore[misc]
+        io_loop.run_sync(lambda manager=manager: manager.__aexit__(None, None, None))
 
 
 def on_loop(io_loop: IOLoop, call: Callable[[], Awaitable[T]]) -> T:
     """The result of an async call, for synchronous tests and fixtures."""
-    return io_loop.run_sync(call)  # type: ignore[return-value]
+    result: T = io_loop.run_sync(call)
+    return result
+
+
+async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Returns once the condition holds, which is looked at every few milliseconds; raises TimeoutError if never."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - any condition, of those who tell nobody when they change
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture
 def log(enter: Enter[EventLog], database: str) -> EventLog:
     """An open log with all projections."""
     return enter(EventLog(database, projections.ALL))
+
+
+@pytest.fixture
+def bare_log(enter: Enter[EventLog], database: str) -> EventLog:
+    """An open log without projections: any type of event will do."""
+    return enter(EventLog(database))
+
+
+@pytest.fixture
+def outage(cluster: str, database: str) -> Outage:
+    """Ends the connections to the test's database, and keeps new ones out."""
+    return Outage(cluster, database)
 
 
 @pytest.fixture
@@ -128,3 +152,14 @@ def services(commands: Commands, models: ReadModels, log: EventLog) -> Services:
 def app(services: Services) -> Application:
     """The HTTP application, which pytest-tornado's `http_server` serves."""
     return make_app(services)
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts real server processes, by default on one and the same folder; the settings are keywords."""
+    with ExitStack() as stack:
+
+        def start(data_dir: str = "data", **settings: Any) -> Server:
+            return stack.enter_context(Server(tmp_path / data_dir, **settings))
+
+        yield start

@@ -1,0 +1,356 @@
+"""The command line, as the processes that people and scripts start."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from tornado.ioloop import IOLoop
+
+from audit import cli
+from audit.tail import Wanted
+from audit.tail import tail as tail_log
+from chat.commands import Commands
+from eventstore.canonical import encode
+from eventstore.events import Context, NewEvent, RecordedEvent, StreamWrite
+from eventstore.log import EventLog
+from settings import Settings, table
+from tests.conftest import on_loop
+from tests.servers import (
+    MINUTEBOOK,
+    PASSWORD,
+    SERVE,
+    Answer,
+    Client,
+    Server,
+    environment,
+    minutebook,
+    tail,
+    until,
+)
+
+StartServer = Callable[..., Server]
+CONTEXT = Context(actor=None, correlation_id="test")
+FACT = NewEvent("Fact", encode({"text": "x" * 50}))
+OTHER = NewEvent("Other", encode({}))
+COMMANDS = ["migrate", "replay", "serve", "tail"]
+KEYS = ["position", "stream", "version", "type", "data", "metadata", "recorded_at"]
+
+
+def _must_not_run(_settings: Settings) -> None:
+    pytest.fail("the server was run")
+
+
+@pytest.fixture
+def minutes(io_loop: IOLoop, log: EventLog, commands: Commands) -> list[RecordedEvent]:
+    """A short conversation, as the log has it; `database` holds it."""
+
+    async def talk() -> list[RecordedEvent]:
+        alice = await commands.register("Alice", "Passw0rd!", "request 1")
+        await commands.make_channel(alice, "den", "request 2")
+        await commands.send_message(alice, "den", 'Grüße, "Bob" \U0001f600\n', "request 3", "key")
+        await commands.send_direct_message(alice, "FokaBot", "psst", "request 4")
+        return await log.read()
+
+    return on_loop(io_loop, talk)
+
+
+# Help and wrong usage
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]], ids=["alone", "--help"])
+def test_the_program_tells_its_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(arguments, _must_not_run)
+
+    told = capsys.readouterr()
+    lines = [line.split() for line in (told.out or told.err).splitlines()]
+    assert [line[0] for line in lines if line and line[0] in COMMANDS] == COMMANDS
+    assert all(len(line) > 3 for line in lines if line and line[0] in COMMANDS), "each says what it is for"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_s_help_names_every_setting(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([command, "--help"], _must_not_run) == 0
+
+    told = "".join(capsys.readouterr().out.split())
+    for setting in table():
+        rest = f"{setting.help}[{setting.variable}; default: {setting.default_text}]"
+        assert f"{setting.flag}TEXT{''.join(rest.split())}" in told
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nope",
+        "tail --nope",
+        "tail --since -1",
+        "tail --since x",
+        "tail --type",
+        "tail extra",
+        "serve --port",
+        "serve --port 99999",
+        "serve --log-level loud",
+        "replay --data-dir ''",
+        "migrate --database-url nonsense",
+        "--port 1 serve",
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(shlex.split(line), _must_not_run) == 2
+
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("minutebook: ")
+    assert told.err.count("\n") == 1 == told.err.count("minutebook: ")
+
+
+@pytest.mark.parametrize(
+    "command", [[MINUTEBOOK, "serve"], [*SERVE], [*SERVE, "serve"]], ids=["script", "file", "both"]
+)
+def test_a_bad_value_in_the_environment_ends_the_program_with_2(command: Sequence[str]) -> None:
+    done = minutebook(command=command, port="eighty")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "minutebook: port: must be a whole number from 0 to 65535, not 'eighty'\n"
+
+
+@pytest.mark.parametrize(
+    "command", [[MINUTEBOOK, "serve"], [*SERVE, "serve"], [*SERVE, "--log-level", "info"]], ids=str
+)
+def test_all_ways_to_start_the_server_are_the_same(database: str, tmp_path: Path, command: Sequence[str]) -> None:
+    with Server(tmp_path / "data", command=command, database_url=database) as server, server.client() as client:
+        until(lambda: client.ask("GET", "/readyz").status == 200, "the server is ready")
+
+
+# tail
+
+
+def test_tail_prints_the_log_as_it_stands(database: str, minutes: list[RecordedEvent]) -> None:
+    done = minutebook("tail", database_url=database)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.split("\n")
+    assert lines.pop() == ""
+    assert len(lines) == len(minutes) == 8
+    for line, event in zip(lines, minutes, strict=True):
+        shown = json.loads(line)
+        assert list(shown) == KEYS
+        assert (shown["position"], shown["stream"], shown["version"], shown["type"]) == (
+            event.position,
+            event.stream,
+            event.version,
+            event.type,
+        )
+        assert event.data is not None
+        assert f'"data":{event.data.decode()},"metadata":{event.metadata.decode()},"recorded_at":' in line
+        assert shown["recorded_at"].endswith("Z")
+        assert datetime.fromisoformat(shown["recorded_at"]) == event.recorded_at
+
+
+WANTED: list[tuple[Wanted, list[int]]] = [
+    (Wanted(), [1, 2, 3, 4, 5, 6, 7, 8]),
+    (Wanted(since=6), [7, 8]),
+    (Wanted(since=8), []),
+    (Wanted(since=99), []),
+    (Wanted(types=frozenset({"ChannelCreated"})), [3, 6]),
+    (Wanted(types=frozenset({"MessageSent", "DirectMessageSent"})), [7, 8]),
+    (Wanted(since=3, types=frozenset({"ChannelCreated", "UsernameClaimed"})), [4, 6]),
+    (Wanted(types=frozenset({"NoSuchType"})), []),
+    (Wanted(stream="account-1000"), [5]),
+    (Wanted(since=5, stream="account-1000"), []),
+    (Wanted(stream="account-1000", types=frozenset({"MessageSent"})), []),
+    (Wanted(stream="no-such-stream"), []),
+]
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(("wanted", "positions"), WANTED)
+async def test_tail_shows_what_is_wanted_and_nothing_else(
+    database: str, minutes: list[RecordedEvent], wanted: Wanted, positions: list[int]
+) -> None:
+    written: list[bytes] = []
+
+    await tail_log(database, wanted, written.append, follow=False)
+
+    assert [json.loads(line)["position"] for line in b"".join(written).splitlines()] == positions
+
+
+def test_tail_s_options_choose_what_is_shown(database: str, minutes: list[RecordedEvent]) -> None:
+    options = ["--since", "3", "--type", "ChannelCreated", "--type", "UsernameClaimed"]
+    stream = minutes[5].stream
+
+    assert [event["position"] for event in tail(*options, database_url=database)] == [4, 6]
+    assert [event["position"] for event in tail(*options, "--stream", stream, database_url=database)] == [6]
+
+
+@pytest.mark.gen_test
+async def test_tail_reads_streams_and_logs_of_more_than_a_page(database: str, log: EventLog) -> None:
+    for _ in range(3):
+        await log.append(StreamWrite("other", [FACT], expected_version=None), context=CONTEXT)
+        await log.append(StreamWrite("long", [FACT] * 500, expected_version=None), context=CONTEXT)
+
+    for wanted in (Wanted(), Wanted(stream="long")):
+        written: list[bytes] = []
+        await tail_log(database, wanted, written.append, follow=False)
+        shown = [json.loads(line) for line in b"".join(written).splitlines()]
+        assert len(shown) == (1500 if wanted.stream else 1503)
+        assert [event["position"] for event in shown] == sorted({event["position"] for event in shown})
+
+
+@pytest.mark.gen_test
+async def test_tail_shows_erased_data_as_null(database: str, minutes: list[RecordedEvent]) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
+        connection.execute("UPDATE events SET data = NULL, salt = NULL WHERE type = 'MessageSent'")
+    written: list[bytes] = []
+
+    await tail_log(database, Wanted(types=frozenset({"MessageSent"})), written.append, follow=False)
+
+    shown = json.loads(b"".join(written))
+    assert list(shown) == KEYS
+    assert shown["data"] is None
+
+
+def test_tail_follows_until_it_is_interrupted(
+    database: str, minutes: list[RecordedEvent], log: EventLog, io_loop: IOLoop, tmp_path: Path
+) -> None:
+    with running("tail", "--follow", "--since", "7", "--type", "Fact", "--type", "DirectMessageSent",
+                 folder=tmp_path, database_url=database) as process:  # fmt: skip
+        until(lambda: positions_in(tmp_path) == [8], "what is there is shown")
+
+        on_loop(io_loop, lambda: log.append(StreamWrite("new", [FACT, OTHER, FACT]), context=CONTEXT))
+
+        until(lambda: positions_in(tmp_path) == [8, 9, 11], "what comes is shown")
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+    assert (tmp_path / "stderr").read_text().strip() == ""
+    assert positions_in(tmp_path) == [8, 9, 11]
+
+
+def test_tail_ends_quietly_when_nobody_reads_on(database: str, log: EventLog, io_loop: IOLoop) -> None:
+    # More than a pipe holds, so that tail still writes when its reader is gone.
+    for _ in range(6):
+        on_loop(io_loop, lambda: log.append(StreamWrite("s", [FACT] * 500, expected_version=None), context=CONTEXT))
+
+    script = f"{shlex.quote(MINUTEBOOK)} tail | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["/bin/bash", "-c", script], env=environment({"database_url": database}), capture_output=True, text=True
+    )
+
+    line, code = done.stdout.splitlines()
+    assert json.loads(line)["position"] == 1
+    assert (code, done.stderr) == ("0", "")
+
+
+def test_tail_works_beside_a_running_server_and_without_one(start_server: StartServer) -> None:
+    server = start_server()
+    with server.client() as client:
+        client.enrol("Alice")
+
+    beside = tail("--data-dir", server.data_dir)
+    assert server.stop() == 0
+    without = tail(data_dir=server.data_dir)
+
+    types = ["UsernameClaimed", "AccountRegistered", "ChannelCreated", "UsernameClaimed", "AccountRegistered"]
+    assert [event["type"] for event in beside] == [*types, "TokenIssued"]
+    assert without == beside
+    assert server.postmaster is None, "the Postgres that it started is stopped again"
+
+
+@pytest.mark.parametrize("command", ["tail", "replay", "migrate"])
+def test_where_there_is_no_log_a_tool_says_so_and_makes_none(command: str, tmp_path: Path) -> None:
+    done = minutebook(command, "--data-dir", "missing", cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("minutebook: there is no log in missing: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# migrate and replay
+
+
+def test_migrate_makes_the_tables_once(cluster: str, tmp_path: Path) -> None:
+    with psycopg.connect(cluster, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE to_be_migrated")
+    database = make_conninfo(cluster, dbname="to_be_migrated")
+
+    first, second = (minutebook("migrate", database_url=database) for _ in range(2))
+
+    assert (first.returncode, first.stdout, second.returncode, second.stdout) == (0, "", 0, "")
+    assert first.stderr.startswith("applied ")
+    assert "log_0001" in first.stderr
+    assert "models_0001" in first.stderr
+    assert second.stderr == "nothing to do\n"
+    assert tail(database_url=database) == []
+
+
+def test_replay_makes_every_answer_anew_beside_a_running_server(start_server: StartServer, database: str) -> None:
+    server = start_server(database_url=database)
+    with server.client() as client:
+        token = client.enrol("Alice")
+        client.enrol("Bob")
+        client.must("makechannel", token=token, name="den")
+        client.must("addusertochannel", token=token, name="den", username="Bob")
+        for text in ("one", "two", "three"):
+            client.must("sendmessage", token=token, channel="den", message=text)
+            client.must("senddm", token=token, username="Bob", message=text)
+        newest = client.must("getmysentmessages", token=token)["sent_messages"][-1]
+        client.must("deletemessage", token=token, message_id=newest["message_id"])
+        before = answers(client, token)
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("DELETE FROM messages; UPDATE dms SET text = 'wrong'; DELETE FROM members")
+        assert answers(client, token) != before
+
+        done = minutebook("replay", database_url=database)
+
+        assert (done.returncode, done.stdout) == (0, "")
+        events = len(tail(database_url=database))
+        assert done.stderr.endswith(f"rebuilt 5 read models from {events} events\n")
+        assert answers(client, token) == before
+        client.must("sendmessage", token=token, channel="den", message="four")
+        assert client.texts(token, "den") == ["one", "two", "four"]
+
+
+def answers(client: Client, token: str) -> list[Answer]:
+    """What every endpoint that reads answers now, but for the request's id."""
+    given = [
+        client.post("getchannels", token=token),
+        client.post("readmessagesfromchannel", token=token, name="den", count=10),
+        client.post("getmysentmessages", token=token),
+        client.post("getmessagesforeveryone", token=token, count=10),
+        client.post("getdms", token=token, count=10),
+        client.post("gettoken", username="Alice", password=PASSWORD),
+        client.post("login", username="Bob", password=PASSWORD),
+    ]
+    return [answer._replace(headers={}) for answer in given]
+
+
+@contextmanager
+def running(*arguments: str, folder: Path, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that goes on, with its output in files; killed at the end, if it still runs."""
+    with (folder / "stdout").open("wb") as output, (folder / "stderr").open("wb") as errors:
+        process = subprocess.Popen(
+            [MINUTEBOOK, *arguments], env=environment(settings), stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def positions_in(folder: Path) -> list[int]:
+    """The positions in the whole lines that were printed until now."""
+    text = (folder / "stdout").read_text()
+    return [json.loads(line)["position"] for line in text.splitlines(keepends=True) if line.endswith("\n")]
