@@ -1,0 +1,97 @@
+"""Ours: `server.py` as a user starts it, but without limits to the rate of messages and with cheap password hashes.
+
+The world is made through its own API.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bench.rounds import OURS
+from bench.servers import ACCOUNTS, ARCHIVE, ARCHIVED, CHANNELS, TEXT, Contestant, Running, username
+from bench.servers.process import ServerFailed, free_port, running
+
+_PASSWORD = "Minutes-1776!"
+_AT_ONCE = 8
+
+
+@contextlib.contextmanager
+def _serve(conninfo: str, folder: Path) -> Iterator[Running]:
+    port = free_port()
+    settings = {
+        "--port": str(port),
+        "--data-dir": str(folder / "data"),
+        "--database-url": conninfo,
+        "--rate-limit": "0",
+        "--bcrypt-cost": "4",
+        "--log-level": "warning",
+    }
+    command = [sys.executable, "server.py", "serve", *(part for setting in settings.items() for part in setting)]
+    with running(command, port, folder / "minutebook.log") as pid:
+        yield Running(pid, port, _World(port).make())
+
+
+class _World:
+    """Makes the world, several requests at a time."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def make(self) -> tuple[str, ...]:
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            list(threads.map(self._register, range(ACCOUNTS)))
+            tokens = tuple(threads.map(self._token, range(ACCOUNTS)))
+            for channel in (*CHANNELS, ARCHIVE):
+                self._post([("makechannel", {"token": tokens[0], "name": channel})])
+            list(threads.map(self._join(tokens[0]), range(1, ACCOUNTS)))
+            share = ARCHIVED // _AT_ONCE
+            list(threads.map(lambda i: self._archive(tokens[i], share), range(_AT_ONCE)))
+        return tokens
+
+    def _register(self, number: int) -> None:
+        self._post([("register", _credentials(number))])
+
+    def _token(self, number: int) -> str:
+        [answer] = self._post([("generatetoken", _credentials(number))])
+        return str(answer["token"])
+
+    def _join(self, token: str) -> Callable[[int], None]:
+        def join(number: int) -> None:
+            self._post(
+                [
+                    ("addusertochannel", {"token": token, "name": channel, "username": username(number)})
+                    for channel in (*CHANNELS, ARCHIVE)
+                ]
+            )
+
+        return join
+
+    def _archive(self, token: str, count: int) -> None:
+        self._post([("sendmessage", {"token": token, "message": TEXT, "channel": ARCHIVE})] * count)
+
+    def _post(self, requests: Sequence[tuple[str, dict[str, str]]]) -> list[dict[str, object]]:
+        """Sends the requests one after the other over one connection."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        answers = []
+        for endpoint, body in requests:
+            connection.request("POST", f"/api/v3/{endpoint}/", json.dumps(body))
+            answer = connection.getresponse()
+            text = answer.read().decode()
+            if answer.status not in (200, 201):
+                raise ServerFailed(f"{endpoint} answered {answer.status} {text[:200]}")
+            answers.append(json.loads(text))
+        connection.close()
+        return answers
+
+
+def _credentials(number: int) -> dict[str, str]:
+    return {"username": username(number), "password": _PASSWORD}
+
+
+SERVER = Contestant(OURS, _serve, "SELECT count(*) FROM messages")
