@@ -108,6 +108,8 @@ class Feed:
                 if self._furthest_notified(connection) > self.last:
                     self._woken.set()
             except psycopg.OperationalError as error:
+                # At once: libpq has closed the socket, and the next one that is opened may get its number.
+                loop.remove_reader(descriptor)
                 broken.append(error)
                 self._woken.set()
 
@@ -124,7 +126,8 @@ class Feed:
                 backoff.reset()
             raise broken[0]
         finally:
-            loop.remove_reader(descriptor)
+            if not broken:
+                loop.remove_reader(descriptor)
 
     @staticmethod
     def _furthest_notified(connection: psycopg.AsyncConnection[Any]) -> int:

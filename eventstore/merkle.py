@@ -27,7 +27,9 @@ SALT_BYTES = 16
 
 def rfc3339(moment: datetime) -> str:
     """The moment in UTC with microseconds, as entries and answers show it: `2026-01-31T12:00:00.000000Z`."""
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def entry(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import structlog
 from tornado import web
 
@@ -15,11 +17,17 @@ _log = structlog.get_logger("handlers.access")
 
 def make_app(services: Services) -> web.Application:
     """The application that serves HTTP."""
+    # Tornado asks for a line for each request; at other levels nobody would read it.
+    verbose = logging.getLogger("handlers.access").isEnabledFor(logging.DEBUG)
     return web.Application(
         [*v3.routes(services), *ops.routes(services)],
         default_handler_class=NotFound,
-        log_function=_log_request,
+        log_function=_log_request if verbose else _log_nothing,
     )
+
+
+def _log_nothing(handler: web.RequestHandler) -> None:
+    """No line."""
 
 
 def _log_request(handler: web.RequestHandler) -> None:

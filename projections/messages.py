@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
+from chat.commands import Channel
 from eventstore.projection import Change, Projection, Source, number, of_type, text
 from eventstore.reader import Reader
 from eventstore.statements import Statement
@@ -85,15 +87,18 @@ def username(account_id: sa.ColumnElement[int]) -> sa.ScalarSelect[str]:
 
 
 _CHANNEL = sa.select(channels.c.name).where(channels.c.channel_id == messages.c.channel_id).scalar_subquery()
-_READ = sa.select(
-    messages.c.message_id,
-    username(messages.c.sender_id),
-    messages.c.text,
-    _CHANNEL,
-    messages.c.sent_at,
-    messages.c.channel_id,
-    messages.c.sender_id,
-)
+
+
+def _read(channel: sa.ColumnElement[str]) -> sa.Select[Any]:
+    return sa.select(
+        messages.c.message_id,
+        username(messages.c.sender_id),
+        messages.c.text,
+        channel,
+        messages.c.sent_at,
+        messages.c.channel_id,
+        messages.c.sender_id,
+    )
 
 
 def range_of(column: sa.Column[int], value: str) -> sa.ColumnElement[bool]:
@@ -106,18 +111,19 @@ def range_of(column: sa.Column[int], value: str) -> sa.ColumnElement[bool]:
     return column.between(wanted, wanted)
 
 
-def _newest(column: sa.Column[int], value: str) -> Statement:
+def _newest(read: sa.Select[Any], column: sa.Column[int], value: str) -> Statement:
     """The newest `:count` messages whose `column` is `:value`, newest first."""
     return Statement(
-        _READ.where(range_of(column, value))
+        read.where(range_of(column, value))
         .order_by(column.desc(), messages.c.message_id.desc())
         .limit(sa.bindparam("count", type_=sa.BigInteger))
     )
 
 
-_OF_CHANNEL = _newest(messages.c.channel_id, "channel_id")
-_OF_SENDER = _newest(messages.c.sender_id, "sender_id")
-_BY_ID = Statement(_READ.where(messages.c.message_id == sa.bindparam("message_id", type_=sa.BigInteger)))
+# Who asks for a channel knows its name.
+_OF_CHANNEL = _newest(_read(sa.bindparam("name", type_=sa.Text)), messages.c.channel_id, "channel_id")
+_OF_SENDER = _newest(_read(_CHANNEL), messages.c.sender_id, "sender_id")
+_BY_ID = Statement(_read(_CHANNEL).where(messages.c.message_id == sa.bindparam("message_id", type_=sa.BigInteger)))
 
 
 class Messages:
@@ -126,9 +132,9 @@ class Messages:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    async def newest_in_channel(self, channel_id: int, count: int) -> list[Message]:
+    async def newest_in_channel(self, channel: Channel, count: int) -> list[Message]:
         """The newest `count` messages of a channel, oldest first."""
-        rows = await self._reader.fetch(_OF_CHANNEL, channel_id=channel_id, count=count)
+        rows = await self._reader.fetch(_OF_CHANNEL, name=channel.name, channel_id=channel.channel_id, count=count)
         return [Message(*row) for row in reversed(rows)]
 
     async def newest_of_sender(self, sender_id: int, count: int) -> list[Message]:

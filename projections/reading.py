@@ -20,7 +20,7 @@ class Reading:
     async def announcements(self, count: int) -> list[Message]:
         """The newest announcements, which everyone may read."""
         channel = await self._models.channel_by_name(ANNOUNCE)
-        return [] if channel is None else await self._models.messages.newest_in_channel(channel.channel_id, count)
+        return [] if channel is None else await self._models.messages.newest_in_channel(channel, count)
 
     async def channel(self, account: Account, name: str, count: int) -> list[Message]:
         """The newest messages of a channel that the account may read."""
@@ -30,7 +30,7 @@ class Reading:
         is_member = await self._models.is_member(channel.channel_id, account.account_id)
         if not rules.may_read(channel.name, is_member=is_member):
             raise Refused(Reason.NOT_A_MEMBER)
-        return await self._models.messages.newest_in_channel(channel.channel_id, count)
+        return await self._models.messages.newest_in_channel(channel, count)
 
     async def message(self, account: Account, message_id: int) -> Message | DirectMessage:
         """One message of either kind, for those who may read it: its channel's members, or its two ends."""

@@ -30,7 +30,7 @@ class AsyncpgStore:
 
     async def open(self) -> None:
         """Opens all connections."""
-        import asyncpg  # type: ignore[import-untyped]
+        import asyncpg
 
         self._pool = await asyncpg.create_pool(
             host=self._parts["host"],
