@@ -41,7 +41,6 @@ LIBRARIES: Mapping[str, set[str]] = {
     "discord": {"bot"},
     "msgspec": set(HOUSE),
     "psycopg": {"eventstore", "settings"},
-    "psycopg_pool": {"eventstore"},
     "sqlalchemy": {"eventstore", "projections"},
     "structlog": set(HOUSE),
     "tornado": {"handlers", "realtime", "server"},

@@ -291,7 +291,7 @@ def test_it_refuses_a_log_whose_secret_is_lost_or_another(start_server: StartSer
         assert done.returncode == 1
         assert done.stderr == (
             "minutebook: this log was made with another secret: "
-            "put its file `secret` back into data_dir, or give the setting secret\n"
+            "put its file `secret` back into data_dir, or give it as a setting\n"
         )
         assert server.postmaster is None, "Postgres was stopped, too"
 
