@@ -1,0 +1,271 @@
+"""The rules: what is refused and why, at the edges; and what follows from what is accepted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chat import rules
+from chat.events import (
+    AccountRegistered,
+    ChannelCreated,
+    DirectMessageSent,
+    MemberAdded,
+    MessageDeleted,
+    MessageSent,
+    TokenIssued,
+    UsernameClaimed,
+)
+from chat.names import channel_name, safe_name
+from chat.refusals import Malformed, Reason, Refused
+
+quick = settings(deadline=None, max_examples=100)
+
+
+def refusal(refused: pytest.ExceptionInfo[Refused]) -> Reason:
+    return refused.value.reason
+
+
+# --- passwords ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param("Passw0rd!", id="an ordinary one"),
+        pytest.param("Aa1!aaaa", id="8 characters"),
+        pytest.param("Aa1!" + "a" * 16, id="20 characters"),
+        pytest.param("A1!" + "😀" * 17, id="20 characters of four bytes"),
+        pytest.param("AAAA111!", id="no small letter is asked for"),
+        pytest.param("Ünï1_aaa", id="a capital that is not ASCII, and an underscore is special"),
+        pytest.param("Passw٣rd!", id="a number of another script"),
+        pytest.param("Passw0rd€", id="a currency sign is special"),
+        pytest.param("Passw0rd😀", id="an emoji is special"),
+        pytest.param("Passw0rd\u200b", id="a zero-width space is no white space"),
+    ],
+)
+def test_a_good_password_is_taken(password: str) -> None:
+    rules.check_password(password)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param("Aa1!aaa", id="7 characters"),
+        pytest.param("Aa1!" + "a" * 17, id="21 characters"),
+        pytest.param("Password!", id="no number"),
+        pytest.param("passw0rd!", id="no capital"),
+        pytest.param("Passw0rds", id="no special symbol"),
+        pytest.param("Passwörd0", id="a letter that is not ASCII is no special symbol"),
+        pytest.param("Passw rd0!", id="a space within"),
+        pytest.param(" Passw0rd!", id="a space before"),
+        pytest.param("Passw0rd!\n", id="a line break behind"),
+        pytest.param("Passw\t0rd!", id="a tab"),
+        pytest.param("Passw\u00a00rd!", id="a no-break space"),
+        pytest.param("Passw\u30000rd!", id="an ideographic space"),
+        pytest.param("Passw0rd ", id="a space is no special symbol"),
+    ],
+)
+def test_a_weak_password_is_refused(password: str) -> None:
+    with pytest.raises(Refused) as refused:
+        rules.check_password(password)
+
+    assert refusal(refused) is Reason.WEAK_PASSWORD
+
+
+# --- names of people ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "username",
+    [
+        pytest.param("abc", id="3 characters"),
+        pytest.param("a" * 20, id="20 characters"),
+        pytest.param("😀" * 20, id="20 characters of four bytes"),
+        pytest.param("a b", id="a space within"),
+        pytest.param(" abc", id="a space before"),
+        pytest.param("a" * 18 + "  ", id="20 characters with the spaces"),
+    ],
+)
+def test_a_good_username_is_taken(username: str) -> None:
+    rules.check_username(username)
+    rules.check_new_username(username)
+
+
+@pytest.mark.parametrize(
+    "username",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param("ab", id="2 characters"),
+        pytest.param("a" * 21, id="21 characters"),
+        pytest.param("   ", id="spaces only"),
+        pytest.param(" ab ", id="2 characters between spaces"),
+        pytest.param("a" * 20 + " ", id="21 characters with the space"),
+    ],
+)
+@pytest.mark.parametrize("check", [rules.check_username, rules.check_new_username])
+def test_a_bad_username_is_refused(check: object, username: str) -> None:
+    assert callable(check)
+    with pytest.raises(Refused) as refused:
+        check(username)
+
+    assert refusal(refused) is Reason.BAD_USERNAME
+
+
+@pytest.mark.parametrize("character", ["\n", "\t", "\x01", "\x7f", "\x85", "\u2028", "\u2029"])
+def test_a_new_username_holds_no_control_character(character: str) -> None:
+    with pytest.raises(Malformed) as malformed:
+        rules.check_new_username(f"al{character}ice")
+
+    assert malformed.value.field == "username"
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("alice", "alice"),
+        ("Alice", "alice"),
+        ("  Alice ", "alice"),
+        ("Al Ice", "al_ice"),
+        ("al_ice", "al_ice"),
+        ("AL  ICE", "al__ice"),
+        ("ÄRGER", "ärger"),
+        ("   ", ""),
+    ],
+)
+def test_names_are_compared_by_their_safe_form(name: str, safe: str) -> None:
+    assert safe_name(name) == safe
+
+
+@quick
+@given(st.text(max_size=30))
+def test_a_safe_name_is_its_own_safe_name(name: str) -> None:
+    assert safe_name(safe_name(name)) == safe_name(name)
+
+
+# --- names of channels -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["d", "den", "d" * 64, "a b", " den ", "ärger", "😀" * 64, "a-b_c.d/e"])
+def test_a_good_channel_name_is_taken(name: str) -> None:
+    rules.check_channel_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param("   ", id="white space only"),
+        pytest.param("d" * 65, id="65 characters"),
+        pytest.param("#den", id="a # before"),
+        pytest.param("de#n", id="a # within"),
+        pytest.param("de\nn", id="a line break"),
+        pytest.param("de\x00n", id="a NUL"),
+        pytest.param("de\x1bn", id="an escape character"),
+        pytest.param("de\u2028n", id="a line separator"),
+    ],
+)
+def test_a_bad_channel_name_is_refused(name: str) -> None:
+    with pytest.raises(Malformed) as malformed:
+        rules.check_channel_name(name)
+
+    assert malformed.value.field == "name"
+
+
+@pytest.mark.parametrize(("given_name", "kept"), [("#den", "den"), ("den", "den"), ("##den", "#den"), ("#", "")])
+def test_a_channel_is_kept_without_its_leading_sign(given_name: str, kept: str) -> None:
+    assert channel_name(given_name) == kept
+
+
+# --- texts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["a", " ", "a" * 4000, "😀" * 4000, "line\nbreak\ttab"])
+def test_a_text_of_1_to_4000_characters_is_taken(text: str) -> None:
+    rules.check_text("message", text)
+
+
+@pytest.mark.parametrize("text", ["", "a" * 4001])
+def test_another_text_is_refused_with_its_field_s_name(text: str) -> None:
+    with pytest.raises(Malformed, match="1 to 4,000 characters") as malformed:
+        rules.check_text("message", text)
+
+    assert malformed.value.field == "message"
+
+
+# --- what follows ------------------------------------------------------------------------------------------------
+
+
+def test_registering_claims_the_name_and_makes_the_account() -> None:
+    assert rules.register(1000, "Al Ice", "hash", taken=False) == (
+        UsernameClaimed(1000),
+        AccountRegistered(1000, "Al Ice", "al_ice", "hash"),
+    )
+
+
+def test_a_taken_name_cannot_be_registered() -> None:
+    with pytest.raises(Refused) as refused:
+        rules.register(1000, "alice", "hash", taken=True)
+
+    assert refusal(refused) is Reason.USERNAME_TAKEN
+
+
+def test_a_token_is_issued() -> None:
+    assert rules.issue_token(1000, 3, "digest") == TokenIssued(1000, 3, "digest")
+
+
+def test_a_channel_is_made_by_somebody_or_by_nobody() -> None:
+    assert rules.make_channel("The Den", 1000, taken=False) == ChannelCreated("The Den", "the_den", 1000)
+    assert rules.make_channel("announce", None, taken=False) == ChannelCreated("announce", "announce", None)
+
+
+def test_a_channel_s_name_cannot_be_taken_twice() -> None:
+    with pytest.raises(Refused) as refused:
+        rules.make_channel("den", 1000, taken=True)
+
+    assert refusal(refused) is Reason.CHANNEL_EXISTS
+
+
+def test_a_member_brings_somebody_in() -> None:
+    assert rules.add_member(7, 1001, 1000, adder_is_member=True, is_member=False) == MemberAdded(7, 1001, 1000)
+
+
+def test_nothing_happens_to_somebody_who_is_in_already() -> None:
+    assert rules.add_member(7, 1001, 1000, adder_is_member=True, is_member=True) is None
+
+
+@pytest.mark.parametrize("is_member", [False, True])
+def test_nobody_is_brought_in_by_somebody_who_is_not(is_member: bool) -> None:
+    with pytest.raises(Refused) as refused:
+        rules.add_member(7, 1001, 1000, adder_is_member=False, is_member=is_member)
+
+    assert refusal(refused) is Reason.NOT_A_MEMBER
+
+
+@pytest.mark.parametrize(
+    ("channel", "is_member", "may"),
+    [("den", True, True), ("den", False, False), ("announce", False, True), ("Announce", False, False)],
+)
+def test_members_read_a_channel_and_everyone_the_announcements(channel: str, is_member: bool, may: bool) -> None:
+    assert rules.may_read(channel, is_member=is_member) is may
+
+
+def test_a_message_is_sent_by_those_who_may_write() -> None:
+    assert rules.send_message(7, 1000, "hello", may_write=True) == MessageSent(7, 1000, "hello")
+    with pytest.raises(Refused) as refused:
+        rules.send_message(7, 1000, "hello", may_write=False)
+    assert refusal(refused) is Reason.NOT_A_MEMBER
+
+
+@pytest.mark.parametrize("recipient", [1000, 1001])
+def test_a_direct_message_goes_to_anybody_oneself_included(recipient: int) -> None:
+    assert rules.send_direct_message(1000, recipient, "hello") == DirectMessageSent(1000, recipient, "hello")
+
+
+def test_a_message_is_deleted_by_its_sender_only() -> None:
+    assert rules.delete_message(7, sender_id=1000, deleted_by=1000) == MessageDeleted(7, 1000)
+    with pytest.raises(Refused) as refused:
+        rules.delete_message(7, sender_id=1000, deleted_by=1001)
+    assert refusal(refused) is Reason.NOT_YOUR_MESSAGE
