@@ -30,8 +30,7 @@ from chat.passwords import PasswordHasher
 from eventstore.embedded import EmbeddedPostgres, make_data_dir
 from eventstore.log import EventLog
 from eventstore.migrate import migrate
-from handlers.app import make_app
-from handlers.http import MAX_DISCARDED
+from handlers.app import make_app, make_server
 from handlers.limits import SlidingWindow
 from handlers.services import Services
 from projections.models import ReadModels
@@ -88,9 +87,7 @@ async def serve(settings: Settings) -> None:
             messages_per_account=SlidingWindow(settings.rate_limit, seconds=10),
             failed_logins=SlidingWindow(settings.login_limit, seconds=60),
         )
-        server = HTTPServer(
-            make_app(services), max_body_size=MAX_DISCARDED, body_timeout=20, idle_connection_timeout=120
-        )
+        server = make_server(make_app(services))
         # Whoever reads the line that the server listens finds it ready; without LISTEN it would only be slower.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LISTENING_SECONDS):

@@ -19,7 +19,7 @@ from handlers.limits import TooMany
 
 MAX_BODY = 64 * 1024
 # A body that is not much too large is read to its end and thrown away, so that its sender reads the answer;
-# beyond this the connection is closed at once.
+# beyond this it is answered before its end, and the connection closed.
 MAX_DISCARDED = 1024 * 1024
 
 _log = structlog.get_logger(__name__)
@@ -34,13 +34,15 @@ class JsonHandler(web.RequestHandler):
     """
 
     request_id: str
+    # Whether the connection ends with the answer, since what else comes on it is not looked at.
+    _closes = False
     # How this API puts refusals into words: a status and a message for each reason.
     refusals: Mapping[Reason, tuple[int, str]] = {}
 
     def initialize(self, **services: object) -> None:
         """Takes what the route hands in (`services`), as Tornado wants it."""
         self._body = bytearray()
-        self._too_large = False
+        self._received = 0
         for name, value in services.items():
             setattr(self, name, value)
 
@@ -51,6 +53,8 @@ class JsonHandler(web.RequestHandler):
         self.clear_header("Server")
         self.set_header("Content-Type", "application/json; charset=UTF-8")
         self.set_header("X-Request-Id", self.request_id)
+        if self._closes:
+            self.set_header("Connection", "close")
 
     def compute_etag(self) -> str | None:
         """None: answers change with the log, nobody asks for them conditionally."""
@@ -60,19 +64,21 @@ class JsonHandler(web.RequestHandler):
         """Refuses a body that says it is too large before it is read."""
         length = self.request.headers.get("Content-Length", "0")
         if length.isdecimal() and int(length) > MAX_DISCARDED:
-            self.set_header("Connection", "close")
+            self._closes = True
             raise web.HTTPError(413)
 
     def data_received(self, chunk: bytes) -> None:
-        """Gathers the body, as far as it is small enough."""
-        if len(self._body) + len(chunk) > MAX_BODY:
-            self._too_large = True
-        else:
+        """Gathers the body as far as it is small enough; one that has no end in sight is refused before its end."""
+        self._received += len(chunk)
+        if self._received <= MAX_BODY:
             self._body += chunk
+        elif self._received > MAX_DISCARDED:
+            self._closes = True
+            self.send_error(413)
 
     def body(self) -> bytes:
         """The request's body, of at most `MAX_BODY` bytes."""
-        if self._too_large:
+        if self._received > MAX_BODY:
             raise web.HTTPError(413)
         return bytes(self._body)
 
@@ -134,13 +140,8 @@ _MESSAGES = {
 
 
 class NotFound(JsonHandler):
-    """Every path that nobody serves."""
+    """Every path that nobody serves: it has no method, and says of each that there is nothing."""
 
-    def get(self) -> None:
-        """Says so, whatever the method.
-
-        Not in `prepare`: Tornado closes a connection on which an answer goes out before the body, even none, was read.
-        """
-        raise web.HTTPError(404)
-
-    head = post = put = patch = delete = options = get
+    def told(self, error: BaseException | None, status: int) -> tuple[int, str, float | None]:  # noqa: ARG002
+        """404, whatever the error is."""
+        return 404, _MESSAGES[404], None

@@ -29,11 +29,11 @@ class SlidingWindow:
         self._clock = clock
         self._taken: OrderedDict[object, deque[float]] = OrderedDict()
 
-    def take(self, key: object) -> None:
-        """Takes one; raises `TooMany` if the window is full."""
-        if not self._limit:
-            return
+    def take(self, key: object) -> float:
+        """Takes one, and returns the moment by which it can be given back; raises `TooMany` if the window is full."""
         now = self._clock()
+        if not self._limit:
+            return now
         taken = self._taken.setdefault(key, deque())
         self._taken.move_to_end(key)
         while taken and taken[0] <= now - self._seconds:
@@ -43,9 +43,10 @@ class SlidingWindow:
         taken.append(now)
         if len(self._taken) > MAX_KEYS:
             self._taken.popitem(last=False)
+        return now
 
-    def give_back(self, key: object) -> None:
-        """Undoes the newest taking of the key: it turned out not to count."""
+    def give_back(self, key: object, moment: float) -> None:
+        """Undoes the taking of that moment: it turned out not to count."""
         taken = self._taken.get(key)
-        if taken:
-            taken.pop()
+        if taken and moment in taken:
+            taken.remove(moment)

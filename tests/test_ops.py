@@ -135,6 +135,27 @@ async def test_readyz_is_503_while_the_log_is_lost_and_200_again_afterwards(
 
 
 @pytest.mark.gen_test
+async def test_readyz_is_503_while_other_processes_events_cannot_arrive(v3: V3, log: EventLog, outage: Outage) -> None:
+    ann = await v3.person()
+    channel = await ann.makes()
+    await log.listening()
+
+    outage.keep_new_ones_out()
+    try:
+        outage.end_listeners()
+        await until(lambda: not log.ready, "the loss is noticed", within=2)
+        answer = await is_ready(v3)
+        sent = await ann.does("sendmessage", channel=channel, message="x")
+    finally:
+        outage.end()
+    await until(lambda: log.ready, "it is ready again", within=RECOVERS_WITHIN)
+
+    assert answer == NOT_READY
+    # Nobody else is heard, but what is asked here can be done.
+    assert sent.status == 200
+
+
+@pytest.mark.gen_test
 async def test_every_endpoint_is_503_while_the_log_is_lost(v3: V3, log: EventLog, outage: Outage) -> None:
     ann = await v3.person()
     channel = await ann.makes()

@@ -321,7 +321,6 @@ NO_UTF8 = [
 ]
 
 
-@pytest.mark.xfail(reason="the answer says `body`, not which field")
 @each_field
 @pytest.mark.gen_test
 async def test_a_lone_surrogate_is_refused_and_its_field_named(endpoint: str, field: str, server: Server) -> None:
@@ -346,7 +345,6 @@ async def test_what_is_not_utf8_is_the_bodys_fault(endpoint: str, field: str, se
     await server.refuses_for("body", endpoint, *(server.with_raw(endpoint, field, raw) for raw in NO_UTF8))
 
 
-@pytest.mark.xfail(reason="what the decoder skips may be anything")
 @each_endpoint
 @pytest.mark.gen_test
 async def test_what_is_not_utf8_is_refused_where_nobody_looks_too(endpoint: str, server: Server) -> None:
@@ -427,7 +425,6 @@ async def test_a_body_of_1_mib_is_read_to_its_end_and_the_connection_kept(server
     assert ["Connection" in answer.headers for answer in answers] == [False, False]
 
 
-@pytest.mark.xfail(reason="the answer does not say that the connection is closed")
 @pytest.mark.parametrize("length", [b"1048577", b"99999999999999999999"])
 @pytest.mark.gen_test
 async def test_a_body_that_says_it_is_larger_is_413_before_it_comes(length: bytes, server: Server) -> None:
@@ -439,7 +436,6 @@ async def test_a_body_that_says_it_is_larger_is_413_before_it_comes(length: byte
     assert answer.headers["Connection"] == "close"
 
 
-@pytest.mark.xfail(reason="Tornado's own limit answers a bare 400")
 @pytest.mark.parametrize("size", [16 * KiB, MAX_DISCARDED * 2])
 @pytest.mark.gen_test
 async def test_a_body_that_turns_out_larger_is_413_before_it_ends(size: int, server: Server) -> None:
@@ -501,7 +497,6 @@ async def test_an_unknown_path_is_404(path: str, method: str, server: Server) ->
     assert answer.said == NOT_FOUND
 
 
-@pytest.mark.xfail(reason="it is 405, with an empty Allow")
 @pytest.mark.gen_test
 async def test_an_unknown_path_is_404_for_an_unknown_method_too(server: Server) -> None:
     [answer] = await server.refuses(request("/nowhere", b"{}", method="BREW"))

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.conninfo import make_conninfo
 from tornado.httpclient import AsyncHTTPClient
-from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders
 from tornado.ioloop import IOLoop
 from tornado.testing import bind_unused_port
@@ -34,8 +33,7 @@ from chat.commands import Commands
 from chat.passwords import PasswordHasher
 from eventstore.events import RecordedEvent
 from eventstore.log import EventLog
-from handlers.app import make_app
-from handlers.http import MAX_DISCARDED
+from handlers.app import make_app, make_server
 from handlers.limits import SlidingWindow
 from handlers.services import Services
 from projections.models import ReadModels
@@ -221,9 +219,9 @@ def keys(body: dict[str, Any]) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def serving(services: Services) -> AsyncIterator[int]:
-    """A server of the application, set up as the composition root does it; its port on 127.0.0.1."""
+    """A server of the application; its port on 127.0.0.1."""
     socket, port = bind_unused_port()
-    server = HTTPServer(make_app(services), max_body_size=MAX_DISCARDED, body_timeout=20, idle_connection_timeout=120)
+    server = make_server(make_app(services))
     server.add_socket(socket)
     try:
         yield port

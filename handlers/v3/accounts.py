@@ -42,16 +42,17 @@ async def _log_in(call: Call[Credentials]) -> Account:
     rules.check_username(call.body.username)
     limit = call.services.failed_logins
     keys = (("address", call.address), ("name", safe_name(call.body.username)))
-    # Counted before the answer is known, so that a thousand tries at once are not all let through.
-    for key in keys:
-        limit.take(key)
+    counted: list[tuple[tuple[str, str], float]] = []
     wrong = False
     try:
+        # Counted before the answer is known, so that a thousand tries at once are not all let through.
+        for key in keys:
+            counted.append((key, limit.take(key)))  # noqa: PERF401 - the second may be refused, and the first was taken
         return await call.commands.log_in(call.body.username, call.body.password)
     except Refused:
         wrong = True
         raise
     finally:
         if not wrong:
-            for key in keys:
-                limit.give_back(key)
+            for key, moment in counted:
+                limit.give_back(key, moment)

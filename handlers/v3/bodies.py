@@ -3,7 +3,9 @@ is silent")."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
@@ -174,12 +176,14 @@ class Decoder(msgspec.Struct, frozen=True):
     def __call__(self, raw: bytes) -> Body:
         """The body that these bytes are."""
         try:
-            body = self.decoder.decode(raw)
+            # The decoder looks into no text that it skips, so it would overlook a bad one there.
+            body = self.decoder.decode(raw.decode())
         except msgspec.ValidationError as error:
             raise _told(str(error)) from None
         except UnicodeDecodeError:
             raise Malformed("body", "is not valid UTF-8") from None
         except msgspec.DecodeError as error:
+            _refuse_lone_surrogates(raw, self.decoder.type.__struct_fields__)
             raise Malformed("body", f"is not valid JSON ({error})") from None
         except RecursionError:
             raise Malformed("body", "is nested too deeply") from None
@@ -208,6 +212,19 @@ def _told(problem: str) -> Malformed:
     if expected is None:
         return Malformed(field, "is out of range")
     return Malformed(field, f"must be {_KINDS.get(expected[1], expected[1])}")
+
+
+def _refuse_lone_surrogates(raw: bytes, fields: Iterable[str]) -> None:
+    """Names the field whose text holds half a character, which is JSON by its grammar, but no Unicode."""
+    try:
+        # This one keeps such halves, where msgspec gives up.
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        return
+    for field in fields if isinstance(body, dict) else ():
+        value = body.get(field)
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise Malformed(field, "must not hold a lone surrogate")
 
 
 def _refuse_nul(body: Body) -> None:
