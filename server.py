@@ -31,7 +31,7 @@ from eventstore.embedded import EmbeddedPostgres, make_data_dir
 from eventstore.log import EventLog
 from eventstore.migrate import migrate
 from handlers.app import make_app, make_server
-from handlers.limits import SlidingWindow
+from handlers.limits import FailureLimit, SlidingWindow
 from handlers.services import Services
 from projections.models import ReadModels
 from projections.reading import Reading
@@ -85,7 +85,7 @@ async def serve(settings: Settings) -> None:
             reading=Reading(models),
             ready=lambda: log.ready,
             messages_per_account=SlidingWindow(settings.rate_limit, seconds=10),
-            failed_logins=SlidingWindow(settings.login_limit, seconds=60),
+            failed_logins=FailureLimit(SlidingWindow(settings.login_limit, seconds=60)),
         )
         server = make_server(make_app(services))
         # Whoever reads the line that the server listens finds it ready; without LISTEN it would only be slower.

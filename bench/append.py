@@ -29,12 +29,18 @@ from bench.private_postgres import PrivatePostgres, private_postgres
 from bench.rounds import OURS, Results, verdict
 from bench.worker import Worker, measure_together, workers
 
-APPENDERS = (minutebook.APPENDER, plain_insert.APPENDER, message_db.APPENDER, eventsourcing_library.APPENDER)
+APPENDERS = (
+    minutebook.APPENDER,
+    plain_insert.BY_DEFAULT,
+    plain_insert.AUTOCOMMIT,
+    message_db.APPENDER,
+    eventsourcing_library.APPENDER,
+)
 
 # (callers, peer): how many times the peer's rate ours is to be.
 GOALS = {
-    (1, plain_insert.APPENDER.name): 1.0,
-    (64, plain_insert.APPENDER.name): 6.0,
+    (1, plain_insert.BY_DEFAULT.name): 1.0,
+    (64, plain_insert.BY_DEFAULT.name): 6.0,
     (64, message_db.APPENDER.name): 15.0,
     (64, eventsourcing_library.APPENDER.name): 40.0,
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 MAX_KEYS = 100_000
 
@@ -50,3 +52,46 @@ class SlidingWindow:
         taken = self._taken.get(key)
         if taken and moment in taken:
             taken.remove(moment)
+
+
+class FailureLimit:
+    """As many failures of one key as a window takes; what succeeds does not count.
+
+    A try must be able to fail without being one too many, so that a thousand at once are not all let through. While
+    others are under way whose outcome will tell, it waits for them; it is refused only for failures that happened.
+    """
+
+    def __init__(self, window: SlidingWindow) -> None:
+        self._window = window
+        self._under_way: dict[object, set[asyncio.Future[None]]] = {}
+
+    @contextlib.asynccontextmanager
+    async def attempt(self, key: object, failure: type[Exception]) -> AsyncIterator[None]:
+        """Around a try, which has failed if it raises `failure`; raises `TooMany` instead of beginning it."""
+        moment = await self._turn(key)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        under_way = self._under_way.setdefault(key, set())
+        under_way.add(ended)
+        failed = False
+        try:
+            yield
+        except failure:
+            failed = True
+            raise
+        finally:
+            if not failed:
+                self._window.give_back(key, moment)
+            under_way.discard(ended)
+            if not under_way:
+                self._under_way.pop(key, None)
+            ended.set_result(None)
+
+    async def _turn(self, key: object) -> float:
+        while True:
+            try:
+                return self._window.take(key)
+            except TooMany:
+                under_way = self._under_way.get(key)
+                if not under_way:
+                    raise
+                await asyncio.wait(list(under_way), return_when=asyncio.FIRST_COMPLETED)

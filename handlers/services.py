@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from chat.commands import Commands
-from handlers.limits import SlidingWindow
+from handlers.limits import FailureLimit, SlidingWindow
 from projections.reading import Reading
 
 
@@ -41,5 +41,5 @@ class Services:
     reading: Reading
     ready: Callable[[], bool]
     messages_per_account: SlidingWindow
-    failed_logins: SlidingWindow
+    failed_logins: FailureLimit
     in_flight: InFlight = field(default_factory=InFlight)

@@ -18,6 +18,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from tornado.ioloop import IOLoop
+from tornado.platform.asyncio import AsyncIOLoop
 from tornado.web import Application
 
 import projections
@@ -27,7 +28,7 @@ from eventstore.embedded import EmbeddedPostgres
 from eventstore.log import EventLog
 from eventstore.migrate import migrate
 from handlers.app import make_app
-from handlers.limits import SlidingWindow
+from handlers.limits import FailureLimit, SlidingWindow
 from handlers.services import Services
 from projections.models import ReadModels
 from projections.reading import Reading
@@ -59,10 +60,23 @@ def database(cluster: str) -> Iterator[str]:
     """A migrated, empty database of its own; its connection string."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template_for_tests')
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template_for_tests STRATEGY FILE_COPY')
     yield make_conninfo(cluster, dbname=name)
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def io_loop() -> Iterator[IOLoop]:
+    """A loop of its own for each test.
+
+    pytest-tornado's own fixture asks for the current loop first, which makes one that nobody closes.
+    """
+    loop = AsyncIOLoop(make_current=False)
+    asyncio.set_event_loop(loop.asyncio_loop)
+    yield loop
+    asyncio.set_event_loop(None)
+    loop.close(all_fds=True)
 
 
 Enter = Callable[[AbstractAsyncContextManager[T]], T]
@@ -144,7 +158,7 @@ def services(commands: Commands, models: ReadModels, log: EventLog) -> Services:
         reading=Reading(models),
         ready=lambda: log.ready,
         messages_per_account=SlidingWindow(0, seconds=10),
-        failed_logins=SlidingWindow(0, seconds=60),
+        failed_logins=FailureLimit(SlidingWindow(0, seconds=60)),
     )
 
 

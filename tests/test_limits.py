@@ -23,7 +23,7 @@ from chat.commands import Commands
 from chat.passwords import PasswordHasher
 from eventstore.log import EventLog
 from handlers import limits
-from handlers.limits import SlidingWindow, TooMany
+from handlers.limits import FailureLimit, SlidingWindow, TooMany
 from handlers.services import Services
 from projections.models import ReadModels
 from tests.conftest import SECRET
@@ -167,7 +167,7 @@ def services(services: Services, clock: Clock) -> Services:
     return dataclasses.replace(
         services,
         messages_per_account=SlidingWindow(MESSAGES, SECONDS, clock),
-        failed_logins=SlidingWindow(LOGINS, MINUTE, clock),
+        failed_logins=FailureLimit(SlidingWindow(LOGINS, MINUTE, clock)),
     )
 
 
@@ -468,3 +468,14 @@ async def test_a_good_login_that_takes_long_takes_back_itself_and_no_wrong_one(
 
     assert [good.status, *(answer.status for answer in wrong)] == [200] + [401] * (LOGINS - 1)
     assert [answer.said for answer in answers] == [WRONG, TOO_MANY]
+
+
+@pytest.mark.gen_test
+async def test_a_burst_of_good_logins_is_let_through_whole(v3: V3) -> None:
+    ann = await v3.person()
+
+    answers = await asyncio.gather(
+        *(v3.call("login", username=ann.username, password=PASSWORD) for _ in range(3 * LOGINS))
+    )
+
+    assert [answer.status for answer in answers] == [200] * 3 * LOGINS

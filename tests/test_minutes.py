@@ -143,7 +143,7 @@ class Minutes(RuleBasedStateMachine):
     def __init__(self, database: str) -> None:
         super().__init__()
         self.database = database
-        self.runner = asyncio.Runner()
+        self.loop = asyncio.new_event_loop()
         self.beside = tables.Beside(database)
         self.passwords = PasswordHasher(cost=4)
         # Those who act; the bot only gets messages and is brought into channels.
@@ -209,13 +209,13 @@ class Minutes(RuleBasedStateMachine):
         self.close()
         self.passwords.close()
         self.beside.close()
-        self.runner.close()
+        self.loop.close()
 
     def do(self, act: Callable[[], Awaitable[T]]) -> T:
         async def awaited() -> T:
             return await act()
 
-        return self.runner.run(awaited())
+        return self.loop.run_until_complete(awaited())
 
     def outcome(self, act: Callable[[], Awaitable[T]], expected: Reason | type[Malformed] | None) -> T | None:
         """What comes of a command that is expected to be refused for this reason, or not at all."""

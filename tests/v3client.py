@@ -34,7 +34,7 @@ from chat.passwords import PasswordHasher
 from eventstore.events import RecordedEvent
 from eventstore.log import EventLog
 from handlers.app import make_app, make_server
-from handlers.limits import SlidingWindow
+from handlers.limits import FailureLimit, SlidingWindow
 from handlers.services import Services
 from projections.models import ReadModels
 from projections.reading import Reading
@@ -243,7 +243,7 @@ async def _world(conninfo: str) -> AsyncIterator[World]:
             reading=Reading(models),
             ready=lambda: log.ready,
             messages_per_account=SlidingWindow(0, seconds=10),
-            failed_logins=SlidingWindow(0, seconds=60),
+            failed_logins=FailureLimit(SlidingWindow(0, seconds=60)),
         )
         http = AsyncHTTPClient(force_instance=True)
         async with serving(services) as port:

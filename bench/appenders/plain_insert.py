@@ -46,4 +46,9 @@ def _measure(conninfo: str, load: Load, ready: Callable[[], None]) -> Measured:
     return measure_statement(conninfo, load, ready, _INSERT, _parameters)
 
 
-APPENDER = Appender("INSERT a commit, psycopg pool", _prepare, _measure)
+def _measure_by_default(conninfo: str, load: Load, ready: Callable[[], None]) -> Measured:
+    return measure_statement(conninfo, load, ready, _INSERT, _parameters, autocommit=False)
+
+
+BY_DEFAULT = Appender("INSERT a commit, psycopg pool", _prepare, _measure_by_default)
+AUTOCOMMIT = Appender("the same in autocommit mode", _prepare, _measure)

@@ -1,14 +1,13 @@
 """Measures one statement a commit through psycopg's pool: for peers that are a statement or a server function.
 
-The connections are in autocommit mode and the statement is prepared, so an append is one round trip: the least that
-it can be without batching.
+The statement is prepared. In autocommit mode an append is one round trip, the least that it can be without batching;
+without it psycopg does what it does by default, BEGIN, the statement and COMMIT.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import psycopg
 import psycopg_pool
@@ -19,13 +18,19 @@ from bench.load import Load, Measured
 
 
 def measure_statement(
-    conninfo: str, load: Load, ready: Callable[[], None], text: str, parameters: Callable[[], Sequence[object]]
+    conninfo: str,
+    load: Load,
+    ready: Callable[[], None],
+    text: str,
+    parameters: Callable[[], Sequence[object]],
+    *,
+    autocommit: bool = True,
 ) -> Measured:
     """Measures a statement with `$1`-style placeholders, whose parameters are made for each call."""
 
     async def run() -> Measured:
         async with psycopg_pool.AsyncConnectionPool(
-            conninfo, min_size=POOL, max_size=POOL, open=False, configure=_configure
+            conninfo, min_size=POOL, max_size=POOL, open=False, kwargs={"autocommit": autocommit}
         ) as pool:
             await pool.wait()
 
@@ -37,7 +42,3 @@ def measure_statement(
             return await run_tasks(append, load)
 
     return asyncio.run(run())
-
-
-async def _configure(connection: psycopg.AsyncConnection[Any]) -> None:
-    await connection.set_autocommit(True)

@@ -41,18 +41,6 @@ async def _log_in(call: Call[Credentials]) -> Account:
     rules.check_password(call.body.password)
     rules.check_username(call.body.username)
     limit = call.services.failed_logins
-    keys = (("address", call.address), ("name", safe_name(call.body.username)))
-    counted: list[tuple[tuple[str, str], float]] = []
-    wrong = False
-    try:
-        # Counted before the answer is known, so that a thousand tries at once are not all let through.
-        for key in keys:
-            counted.append((key, limit.take(key)))  # noqa: PERF401 - the second may be refused, and the first was taken
+    name = safe_name(call.body.username)
+    async with limit.attempt(("address", call.address), Refused), limit.attempt(("name", name), Refused):
         return await call.commands.log_in(call.body.username, call.body.password)
-    except Refused:
-        wrong = True
-        raise
-    finally:
-        if not wrong:
-            for key, moment in counted:
-                limit.give_back(key, moment)
