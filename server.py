@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import os
 import secrets
 import signal
@@ -30,9 +31,10 @@ from chat.passwords import PasswordHasher
 from eventstore.embedded import EmbeddedPostgres, make_data_dir
 from eventstore.log import EventLog
 from eventstore.migrate import migrate
-from handlers.app import make_app, make_server
+from handlers.app import make_app
 from handlers.limits import FailureLimit, SlidingWindow
 from handlers.services import Services
+from handlers.serving import make_server
 from projections.models import ReadModels
 from projections.reading import Reading
 from settings import Settings
@@ -94,6 +96,9 @@ async def serve(settings: Settings) -> None:
                 await log.listening()
         server.add_sockets(sockets)
         stack.push_async_callback(_finish_requests, server, services)
+        # What stands by now stays: the collector need not look through it again and again.
+        gc.collect()
+        gc.freeze()
         _say_hello(settings, sockets)
         await _run_until(stopping, parts)
         _log.info("stopping")

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 import psycopg
-from psycopg.adapt import Transformer
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader, Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import DiagnosticField, ExecStatus, Format
 from psycopg.pq.abc import PGconn, PGresult
@@ -32,6 +34,19 @@ _SETTINGS = (
 )
 
 Row = tuple[Any, ...]
+
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class _UtcLoader(Loader):
+    """Moments in UTC, from the server's microseconds since 2000: lists of messages are full of them."""
+
+    format = Format.BINARY
+
+    def load(self, data: Buffer) -> datetime:
+        """The moment."""
+        return _EPOCH + timedelta(microseconds=int.from_bytes(data, signed=True))
 
 
 class UniqueViolated(LogError):
@@ -70,6 +85,7 @@ class Connection:
                 raise
         except psycopg.OperationalError as error:
             raise LogUnavailable(f"the database cannot be reached: {error}") from error
+        connection.adapters.register_loader("timestamptz", _UtcLoader)
         return cls(connection)
 
     async def close(self) -> None:

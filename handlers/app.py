@@ -6,7 +6,6 @@ import logging
 
 import structlog
 from tornado import web
-from tornado.httpserver import HTTPServer
 
 from handlers import ops
 from handlers.http import NotFound
@@ -29,14 +28,6 @@ def make_app(services: Services) -> web.Application:
 
 def _log_nothing(handler: web.RequestHandler) -> None:
     """No line."""
-
-
-def make_server(application: web.Application) -> HTTPServer:
-    """The HTTP server for the application, with its limits in time; those in size are kept by the handlers.
-
-    Tornado's own limit of a body's size would answer without a word, and by 400.
-    """
-    return HTTPServer(application, max_body_size=1 << 62, body_timeout=20, idle_connection_timeout=120)
 
 
 def _log_request(handler: web.RequestHandler) -> None:

@@ -33,9 +33,10 @@ from chat.commands import Commands
 from chat.passwords import PasswordHasher
 from eventstore.events import RecordedEvent
 from eventstore.log import EventLog
-from handlers.app import make_app, make_server
+from handlers.app import make_app
 from handlers.limits import FailureLimit, SlidingWindow
 from handlers.services import Services
+from handlers.serving import make_server
 from projections.models import ReadModels
 from projections.reading import Reading
 from tests.conftest import OPERATOR, SECRET
