@@ -26,6 +26,7 @@ from psycopg.conninfo import make_conninfo
 from tornado.httpclient import AsyncHTTPClient
 from tornado.httputil import HTTPHeaders
 from tornado.ioloop import IOLoop
+from tornado.platform.asyncio import AsyncIOLoop
 from tornado.testing import bind_unused_port
 
 import projections
@@ -255,8 +256,10 @@ async def _world(conninfo: str) -> AsyncIterator[World]:
 
 def own_loop() -> Iterator[IOLoop]:
     """A loop for the tests of one module."""
-    loop = IOLoop()  # and it is the current one, on which pytest-tornado makes a task of each test
+    loop = AsyncIOLoop(make_current=False)  # `IOLoop()` would first make a current one, which nobody closes
+    asyncio.set_event_loop(loop.asyncio_loop)
     yield loop
+    asyncio.set_event_loop(None)
     loop.close(all_fds=True)
 
 
