@@ -47,7 +47,9 @@ def make_targets() -> set[str]:
 
 @pytest.mark.parametrize("arguments", [[], ["help"]], ids=["make", "make help"])
 def test_make_help_lists_every_target(arguments: list[str]) -> None:
-    done = subprocess.run(["make", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
+    # Below another make, as in `make test`, it would tell which folder it enters.
+    make = ["make", "--no-print-directory", *arguments]
+    done = subprocess.run(make, cwd=ROOT, check=True, capture_output=True, text=True)
 
     listed = [re.fullmatch(r"  make (\w+) +\S.*", line) for line in done.stdout.splitlines()]
     assert all(listed), done.stdout

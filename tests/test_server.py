@@ -21,6 +21,7 @@ import psycopg
 import pytest
 
 from tests.servers import ROOT, SERVE, Client, Server, environment, is_alive, minutebook, tail, until
+from tests.test_embedded_postgres import needs_public_programs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -370,6 +371,7 @@ def test_a_second_server_on_one_database_needs_the_secret_of_the_first(
 # As an ordinary user
 
 
+@needs_public_programs
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
 def test_it_runs_as_an_ordinary_user() -> None:
     become = as_nobody()
