@@ -124,7 +124,10 @@ def decode(recorded: RecordedEvent) -> Event | None:
         raise LogError(f"event {recorded.position} is of the unknown type {recorded.type}")
     if recorded.data is None:
         return None
+    schema_then = recorded.schema()
+    if schema_then > kind.SCHEMA:
+        raise LogError(f"event {recorded.position} has a newer shape of {recorded.type} than this version knows")
     body = recorded.body()
-    for schema in range(recorded.schema(), kind.SCHEMA):
+    for schema in range(schema_then, kind.SCHEMA):
         body = UPCASTERS[recorded.type, schema](body)
     return msgspec.convert(body, kind)

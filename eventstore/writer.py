@@ -77,6 +77,8 @@ class _Pending:
         for write in writes:
             stream = write.stream
             _check_name("stream", stream)
+            if not write.events:
+                raise InvalidEvent(f"a write needs at least one event, and that to {stream} has none")
             for version, event in enumerate(write.events, start=(write.expected_version or 0) + 1):
                 _check_name("type", event.type)
                 metadata = _metadata(context, command_id, event.schema)
@@ -311,7 +313,8 @@ class Writer:
                     return
                 except _Taken:
                     continue
-            raise LogUnavailable("too many others write to the same stream")
+            # The connection is well, so only this append fails.
+            pending.fail(LogUnavailable("too many others write to the same stream"))
         except LogUnavailable:
             raise
         except LogError as error:

@@ -269,7 +269,8 @@ async def test_one_append_may_write_to_a_stream_twice(bare_log: EventLog) -> Non
 
 @pytest.mark.gen_test
 async def test_an_append_without_events_is_refused(bare_log: EventLog) -> None:
-    for writes in ([], [StreamWrite("a", [])], [StreamWrite("a", []), StreamWrite("b", [])]):
+    beside = [StreamWrite("a", []), StreamWrite("b", [thing()])]
+    for writes in ([], [StreamWrite("a", [])], [StreamWrite("a", []), StreamWrite("b", [])], beside):
         with pytest.raises(InvalidEvent, match="at least one event"):
             await append(bare_log, *writes)
 
