@@ -1,0 +1,46 @@
+"""A client that keeps the server waiting is cut off, wherever it stalls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+from tornado.httpserver import HTTPServer
+from tornado.testing import bind_unused_port
+from tornado.web import Application
+
+from handlers import serving
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+STALLED = {
+    "nothing": b"",
+    "half a head": b"POST /api/v3/login HTTP/1.1\r\nHost",
+    "half a body": b"POST /api/v3/login HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{",
+    "a request, and then nothing": HEALTH,
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(serving, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(serving, "_LOOK_EVERY", 0.05)
+
+
+@pytest.mark.parametrize("sent", STALLED.values(), ids=list(STALLED))
+@pytest.mark.gen_test
+async def test_a_client_that_stalls_is_cut_off(impatient: None, app: Application, sent: bytes) -> None:
+    socket, port = bind_unused_port()
+    server: HTTPServer = serving.make_server(app)
+    server.add_socket(socket)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    writer.write(sent)
+    with contextlib.suppress(ConnectionResetError):
+        async with asyncio.timeout(5):
+            await reader.read()
+
+    writer.close()
+    server.stop()
+    await server.close_all_connections()
