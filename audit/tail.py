@@ -9,7 +9,6 @@ import msgspec
 
 from eventstore.events import RecordedEvent
 from eventstore.log import EventLog
-from eventstore.merkle import rfc3339
 
 _PAGE = 1000
 _encoder = msgspec.json.Encoder()
@@ -34,17 +33,7 @@ class Wanted:
 
 def line(event: RecordedEvent) -> bytes:
     """An event as a JSON object, with its data and metadata as they stand in the log; erased data is null."""
-    return _encoder.encode(
-        {
-            "position": event.position,
-            "stream": event.stream,
-            "version": event.version,
-            "type": event.type,
-            "data": None if event.data is None else msgspec.Raw(event.data),
-            "metadata": msgspec.Raw(event.metadata),
-            "recorded_at": rfc3339(event.recorded_at),
-        }
-    )
+    return _encoder.encode(event.shown())
 
 
 async def tail(conninfo: str, wanted: Wanted, write: Callable[[bytes], None], *, follow: bool) -> None:

@@ -1,14 +1,15 @@
 """The commands: load, decide, append, and again if somebody else was faster.
 
-The one place where the rules meet the log. Every adapter calls these, and nobody else appends. What a command must
-know it asks the read models (`Models`), which `projections` provides; the log itself is the arbiter: a name is
-claimed by being first in its stream, a token or a deletion by its stream's version.
+Here the rules meet the log, and in `chat.connections` and `chat.moderation`. Every adapter calls these, and nobody
+else appends. What a command must know it asks the read models (`Models`), which `projections` provides; the log itself
+is the arbiter: a name is claimed by being first in its stream, a token or a deletion by its stream's version.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Protocol, TypeVar
 
@@ -20,11 +21,12 @@ from chat.passwords import PasswordHasher
 from chat.refusals import Reason, Refused
 from chat.tokens import TokenMint, token_digest
 from eventstore.errors import LogError, LogUnavailable, WrongVersion
-from eventstore.events import Appended, Context, StreamWrite
+from eventstore.events import Appended, Context, RecordedEvent, StreamWrite
 from eventstore.ids import new_id
 from eventstore.log import EventLog
 
 _ATTEMPTS = 10
+_PAGE = 1000
 _T = TypeVar("_T")
 
 
@@ -35,6 +37,11 @@ class WrongSecret(LogError):
         super().__init__(
             "this log was made with another secret: put its file `secret` back into data_dir, or give it as a setting"
         )
+
+
+def utc_now() -> datetime:
+    """The system's clock."""
+    return datetime.now(UTC)
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -59,10 +66,30 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 class IssuedToken(msgspec.Struct, frozen=True):
-    """The newest token of an account, as far as it is kept: its generation and its digest."""
+    """The newest token of an account, as far as it is kept: its generation and its digest; None once it is revoked."""
 
     generation: int
-    token_digest: str
+    token_digest: str | None
+
+
+class Restrictions(msgspec.Struct, frozen=True):
+    """What an account may not do: log in while it is banned, write before `silenced_until` (which may be long ago)."""
+
+    is_banned: bool = False
+    silenced_until: datetime | None = None
+
+
+UNRESTRICTED = Restrictions()
+
+
+class Operators:
+    """Who may do what only operators may: the accounts of these usernames, and the bot."""
+
+    def __init__(self, usernames: Iterable[str]) -> None:
+        self._names = frozenset(safe_name(name) for name in usernames)
+
+    def __contains__(self, account: Account) -> bool:
+        return account.account_id == BOT_ID or safe_name(account.username) in self._names
 
 
 class Models(Protocol):
@@ -83,6 +110,12 @@ class Models(Protocol):
     async def token_of(self, account_id: int) -> IssuedToken | None:
         """The account's newest token."""
 
+    async def restrictions(self, account_id: int) -> Restrictions:
+        """What the account may not do, as far as this process has heard."""
+
+    async def restrictions_now(self, account_id: int) -> Restrictions:
+        """What the account may not do, as the log stands now."""
+
     async def channel_by_name(self, safe: str) -> Channel | None:
         """The channel of this safe name."""
 
@@ -93,8 +126,9 @@ class Models(Protocol):
 class Commands:
     """Everything that can be asked of Minutebook that changes something.
 
-    `operators` are the usernames that may write to the announcements. All commands raise `Refused` for a reason
-    of the rules, `Malformed` for a value that cannot be, and `LogUnavailable` when nothing can be recorded now.
+    `operators` are the usernames that may write to the announcements; `now` is the clock by which silences end. All
+    commands raise `Refused` for a reason of the rules, `Malformed` for a value that cannot be, and `LogUnavailable`
+    when nothing can be recorded now.
     """
 
     def __init__(
@@ -104,13 +138,15 @@ class Commands:
         passwords: PasswordHasher,
         secret: bytes,
         operators: Iterable[str] = (),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._log = log
         self._models = models
         self._passwords = passwords
         self._mint = TokenMint(secret)
         self._streams = NameStreams(secret)
-        self._operators = frozenset(safe_name(name) for name in operators)
+        self._operators = Operators(operators)
+        self._now = now
         self._registering = asyncio.Lock()
 
     async def prepare(self) -> None:
@@ -155,7 +191,7 @@ class Commands:
 
         # Two at once would take the same number, and one of them would have to try again.
         async with self._registering:
-            return await _until_settled(attempt)
+            return await until_settled(attempt)
 
     async def log_in(self, username: str, password: str) -> Account:
         """The account of these credentials. Changes nothing."""
@@ -165,23 +201,25 @@ class Commands:
         matches = await self._passwords.verify(password, found.password_hash if found else None)
         if found is None or not matches:
             raise Refused(Reason.WRONG_CREDENTIALS)
+        await self._check_may_log_in(found.account)
         return found.account
 
     async def generate_token(self, account: Account, correlation_id: str) -> tuple[str, int]:
         """A new token for the account, which ends the one before; and its generation, 1 for the first."""
 
         async def attempt() -> tuple[str, int]:
-            current = await self._models.token_of(account.account_id)
-            before = current.generation if current else 0
+            before = await generation_of(self._models, account.account_id)
+            # After the generation: a ban that comes in between revokes the token, and so takes the next generation.
+            await self._check_may_log_in(account)
             token = self._mint.token(account.account_id, before + 1)
             issued = rules.issue_token(account.account_id, before + 1, token_digest(token))
             await self._log.append(
-                StreamWrite(f"token-{account.account_id}", [issued.recorded_form()], expected_version=before),
+                StreamWrite(token_stream(account.account_id), [issued.recorded_form()], expected_version=before),
                 context=Context(account.account_id, correlation_id),
             )
             return token, before + 1
 
-        return await _until_settled(attempt)
+        return await until_settled(attempt)
 
     async def current_token(self, account: Account) -> str:
         """The account's newest token, made again from the server's secret. Changes nothing.
@@ -202,6 +240,13 @@ class Commands:
             raise Refused(Reason.INVALID_TOKEN)
         return account
 
+    async def token_generation(self, account: Account, token: str) -> int:
+        """The generation of the account's newest token, if this is it. Changes nothing."""
+        current = await self._models.token_of(account.account_id)
+        if current is None or current.token_digest != token_digest(token):
+            raise Refused(Reason.INVALID_TOKEN)
+        return current.generation
+
     async def make_channel(self, account: Account, name: str, correlation_id: str) -> Channel:
         """Makes a channel, with the account as its first member."""
         name = channel_name(name)
@@ -217,7 +262,7 @@ class Commands:
             )
             return Channel(appended.first_position, name)
 
-        return await _until_settled(attempt)
+        return await until_settled(attempt)
 
     async def add_member(
         self, account: Account, channel: str, username: str, correlation_id: str
@@ -241,7 +286,7 @@ class Commands:
                 )
             return found, added
 
-        return await _until_settled(attempt)
+        return await until_settled(attempt)
 
     async def send_message(
         self, account: Account, channel: str, text: str, correlation_id: str, idempotency_key: str | None = None
@@ -249,7 +294,8 @@ class Commands:
         """Sends a text to a channel; its position is the message's id."""
         rules.check_text("message", text)
         found = await self._channel(channel)
-        may_write = self._may_announce(account, found) or await self._models.is_member(
+        await self._check_may_speak(account)
+        may_write = self._may_write_without_membership(account, found) or await self._models.is_member(
             found.channel_id, account.account_id
         )
         sent = rules.send_message(found.channel_id, account.account_id, text, may_write=may_write)
@@ -261,6 +307,7 @@ class Commands:
         """Sends a text to somebody; its position is the message's id."""
         rules.check_text("message", text)
         recipient = await self._account(username)
+        await self._check_may_speak(account)
         sent = rules.send_direct_message(account.account_id, recipient.account_id, text)
         return await self._record_message(sent, account, correlation_id, idempotency_key)
 
@@ -275,7 +322,7 @@ class Commands:
                 StreamWrite(stream, [deleted.recorded_form()], expected_version=version), context=context
             )
 
-        await _until_settled(attempt)
+        await until_settled(attempt)
 
     async def _record_message(
         self,
@@ -316,10 +363,29 @@ class Commands:
             raise Refused(Reason.USER_NOT_FOUND)
         return account
 
-    def _may_announce(self, account: Account, channel: Channel) -> bool:
-        return channel.name == ANNOUNCE and (
-            account.account_id == BOT_ID or safe_name(account.username) in self._operators
+    async def _check_may_log_in(self, account: Account) -> None:
+        if (await self._models.restrictions_now(account.account_id)).is_banned:
+            raise Refused(Reason.BANNED)
+
+    async def _check_may_speak(self, account: Account) -> None:
+        found = await self._models.restrictions(account.account_id)
+        rules.check_may_speak(
+            is_banned=found.is_banned, silenced_for=rules.silence_left(found.silenced_until, self._now())
         )
+
+    def _may_write_without_membership(self, account: Account, channel: Channel) -> bool:
+        return account.account_id == BOT_ID or (channel.name == ANNOUNCE and account in self._operators)
+
+
+def token_stream(account_id: int) -> str:
+    """The stream of an account's tokens; its version is the newest generation."""
+    return f"token-{account_id}"
+
+
+async def generation_of(models: Models, account_id: int) -> int:
+    """The generation of the account's newest token, be it revoked; 0 if it never had one."""
+    current = await models.token_of(account_id)
+    return current.generation if current else 0
 
 
 def _account_stream(account_id: int) -> str:
@@ -331,7 +397,16 @@ def _command_id(account: Account, what: str, key: str) -> str:
     return sha256(f"{account.account_id}:{what}:{key}".encode()).hexdigest()
 
 
-async def _until_settled(attempt: Callable[[], Awaitable[_T]]) -> _T:
+async def whole_stream(log: EventLog, stream: str) -> list[RecordedEvent]:
+    """All events of a stream, in order."""
+    found = page = await log.read_stream(stream, limit=_PAGE)
+    while len(page) == _PAGE:
+        page = await log.read_stream(stream, after=len(found), limit=_PAGE)
+        found = found + page
+    return found
+
+
+async def until_settled(attempt: Callable[[], Awaitable[_T]]) -> _T:
     """Tries again while somebody else's write comes between what was read and what is appended."""
     for _ in range(_ATTEMPTS):
         try:

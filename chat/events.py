@@ -56,6 +56,105 @@ class TokenIssued(Event, frozen=True, gc=False):
     token_digest: str
 
 
+class TokenRevoked(Event, frozen=True, gc=False):
+    """An account has no token any more, until the next one is issued; `generation` goes on counting as if it were one.
+
+    An account that never had a token may have it revoked too: so whoever issues one meanwhile learns of it.
+    """
+
+    account_id: int
+    generation: int
+
+
+class AccountVerified(Event, frozen=True, gc=False):
+    """An account registered a connection for the first time.
+
+    `device_digest` is the keyed digest of the device that it came from, if it told one; `is_multiaccount` says that
+    the device had verified another account before.
+    """
+
+    account_id: int
+    is_multiaccount: bool
+    device_digest: str | None
+
+
+class DeviceClaimed(Event, frozen=True, gc=False):
+    """A device verified its first account. First event of the device's stream."""
+
+    account_id: int
+
+
+class ConnectionOpened(Event, frozen=True, gc=False):
+    """An account is connected, to the node `node_id`, by its token of this generation. Its stream names the connection.
+
+    A connection that was closed may be opened again, by its account alone.
+    """
+
+    account_id: int
+    node_id: str
+    token_generation: int
+
+
+class ConnectionClosed(Event, frozen=True, gc=False):
+    """A connection ended; `reason` says why, in a few words."""
+
+    account_id: int
+    reason: str
+
+
+class RestartRequested(Event, frozen=True, gc=False):
+    """All nodes are to end and to come back; clients are told to try again in `reconnect_in` seconds."""
+
+    reconnect_in: int
+
+
+class AccountSilenced(Event, frozen=True, gc=False):
+    """An account may write nothing for so many seconds from this event's time on, whatever was said before."""
+
+    account_id: int
+    seconds: int
+    reason: str
+    silenced_by: int
+
+
+class SilenceRemoved(Event, frozen=True, gc=False):
+    """An account may write again before its silence was over."""
+
+    account_id: int
+    removed_by: int
+
+
+class AccountBanned(Event, frozen=True, gc=False):
+    """Nobody can log in to an account any more."""
+
+    account_id: int
+    reason: str
+    banned_by: int
+
+
+class BanRemoved(Event, frozen=True, gc=False):
+    """An account can be logged in to again."""
+
+    account_id: int
+    removed_by: int
+
+
+class AccountKicked(Event, frozen=True, gc=False):
+    """All connections of an account are to end; it may come back at once."""
+
+    account_id: int
+    reason: str
+    kicked_by: int
+
+
+class AccountReported(Event, frozen=True, gc=False):
+    """Somebody complains of an account, for the operators to read."""
+
+    account_id: int
+    reason: str
+    reporter_id: int
+
+
 class ChannelCreated(Event, frozen=True, gc=False):
     """A channel was made; its id is this event's position. Its creator, if there is one, is its first member."""
 
@@ -101,11 +200,23 @@ TYPES: dict[str, type[Event]] = {
         UsernameClaimed,
         AccountRegistered,
         TokenIssued,
+        TokenRevoked,
         ChannelCreated,
         MemberAdded,
         MessageSent,
         DirectMessageSent,
         MessageDeleted,
+        AccountVerified,
+        DeviceClaimed,
+        ConnectionOpened,
+        ConnectionClosed,
+        RestartRequested,
+        AccountSilenced,
+        SilenceRemoved,
+        AccountBanned,
+        BanRemoved,
+        AccountKicked,
+        AccountReported,
     )
 }
 

@@ -1,6 +1,7 @@
 """Names of people and channels: when two are the same, and which stream of the log stands for one.
 
-The stream of a name is called by a keyed digest of it, so that it can be claimed once and tells nobody the name.
+The stream of a name is called by a keyed digest of it, so that it can be claimed once and tells nobody the name. The
+same goes for the devices that people come from.
 """
 
 from __future__ import annotations
@@ -30,6 +31,17 @@ def channel_name(name: str) -> str:
 def has_control_characters(name: str) -> bool:
     """Whether a name holds control characters or line breaks."""
     return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name)
+
+
+class DeviceDigests:
+    """Digests of devices, by a key that must stay the same for the life of the log."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._key = hmac.digest(secret, b"minutebook devices", sha256)
+
+    def digest(self, device: str) -> str:
+        """What is kept of what a client calls its device: 32 hex digits, which tell nobody what it was."""
+        return hmac.digest(self._key, device.encode("utf-8", "surrogatepass"), sha256)[:16].hex()
 
 
 class NameStreams:

@@ -30,7 +30,8 @@ class PasswordHasher:
         self._cost = cost
         self._pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="bcrypt")
         self._waiting = 0
-        self._decoy: asyncio.Task[str] | None = None
+        # In the form of a hash at this cost, and that of no password that anybody could find.
+        self._decoy = f"$2b${cost:02}${'.' * 53}"
 
     async def hash(self, password: str) -> str:
         """A fresh salted hash of the password."""
@@ -42,18 +43,13 @@ class PasswordHasher:
         With no hash it is not, after as long a time as a check takes: an answer's time must not tell which names exist.
         """
         if password_hash is None:
-            await self._compare(password, await self._decoy_hash())
+            await self._compare(password, self._decoy)
             return False
         return await self._compare(password, password_hash)
 
     def close(self) -> None:
         """Ends the threads once they have done what they are doing."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    async def _decoy_hash(self) -> str:
-        if self._decoy is None or (self._decoy.done() and self._decoy.exception() is not None):
-            self._decoy = asyncio.create_task(self.hash("a password that nobody has"))
-        return await asyncio.shield(self._decoy)
 
     async def _compare(self, password: str, password_hash: str) -> bool:
         return bool(await self._run(password, password_hash))

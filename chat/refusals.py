@@ -21,14 +21,24 @@ class Reason(Enum):
     MESSAGE_NOT_FOUND = auto()
     NOT_YOUR_MESSAGE = auto()
     NOT_A_READER = auto()
+    SILENCED = auto()
+    BANNED = auto()
+    NOT_AN_OPERATOR = auto()
+    NOT_FOR_THE_BOT = auto()
+    NOT_FOR_AN_OPERATOR = auto()
+    NOTHING_TO_UNDO = auto()
 
 
 class Refused(Exception):
-    """A command was refused for a reason that the caller is to hear."""
+    """A command was refused for a reason that the caller is to hear.
 
-    def __init__(self, reason: Reason) -> None:
+    `seconds` says for how long it holds, where that is known (`Reason.SILENCED`).
+    """
+
+    def __init__(self, reason: Reason, seconds: int | None = None) -> None:
         super().__init__(reason.name)
         self.reason = reason
+        self.seconds = seconds
 
 
 class Malformed(Exception):

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from eventstore.merkle import rfc3339
+
 
 class NewEvent(msgspec.Struct, frozen=True, gc=False):
     """An event to be appended: its fixed wire name, and its data as canonical JSON (`eventstore.canonical`)."""
@@ -65,6 +67,18 @@ class RecordedEvent(msgspec.Struct, frozen=True, gc=False):
         """The data as a mapping; empty once erased."""
         decoded: dict[str, Any] = msgspec.json.decode(self.data) if self.data is not None else {}
         return decoded
+
+    def shown(self) -> dict[str, Any]:
+        """The event as tools show it, to be encoded as JSON: data and metadata as they stand in the log."""
+        return {
+            "position": self.position,
+            "stream": self.stream,
+            "version": self.version,
+            "type": self.type,
+            "data": None if self.data is None else msgspec.Raw(self.data),
+            "metadata": msgspec.Raw(self.metadata),
+            "recorded_at": rfc3339(self.recorded_at),
+        }
 
     def schema(self) -> int:
         """The version of the shape that `data` has."""

@@ -56,3 +56,11 @@ commands = sa.Table(
     sa.Column("first_position", sa.BigInteger, nullable=False),
     sa.Column("last_position", sa.BigInteger, nullable=False),
 )
+
+# When each node was last heard of, by the database's clock (`eventstore.leases`).
+node_leases = sa.Table(
+    "node_leases",
+    metadata,
+    sa.Column("node_id", NAME, primary_key=True),
+    sa.Column("renewed_at", TIMESTAMP(timezone=True), nullable=False),
+)

@@ -36,7 +36,7 @@ class JsonHandler(web.RequestHandler):
     request_id: str
     # Whether the connection ends with the answer, since what else comes on it is not looked at.
     _closes = False
-    # How this API puts refusals into words: a status and a message for each reason.
+    # How this API puts refusals into words: a status and a message for each reason, with `{seconds}` for its time.
     refusals: Mapping[Reason, tuple[int, str]] = {}
 
     def initialize(self, **services: object) -> None:
@@ -104,23 +104,7 @@ class JsonHandler(web.RequestHandler):
 
     def told(self, error: BaseException | None, status: int) -> tuple[int, str, float | None]:
         """The status, the message and the seconds to wait (or None) by which the caller hears of an error."""
-        match error:
-            case Refused(reason=reason) if reason in self.refusals:
-                return *self.refusals[reason], None
-            case Malformed() | InvalidEvent():
-                return 400, str(error), None
-            case TooMany(retry_after=retry_after):
-                return 429, "Too many requests!", retry_after
-            case LogUnavailable():
-                return 503, "The log cannot be reached now, try again!", 1.0
-            case TooBusy():
-                return 503, "Too busy now, try again!", 1.0
-            case web.HTTPError(status_code=code) if code < HTTPStatus.INTERNAL_SERVER_ERROR:
-                return code, _MESSAGES.get(code, "Bad request!"), None
-            case None if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-                return status, _MESSAGES.get(status, "Bad request!"), None
-            case _:
-                return 500, "Internal error!", None
+        return told(error, status, self.refusals)
 
     def log_exception(self, typ: Any, value: BaseException | None, tb: Any) -> None:
         """Logs what nobody expected, under the id that the answer tells; a refusal is no news."""
@@ -130,6 +114,30 @@ class JsonHandler(web.RequestHandler):
                 _log.error("a request failed", exc_info=(typ, value, tb))
             elif status == HTTPStatus.SERVICE_UNAVAILABLE:
                 _log.warning("a request could not be served now", reason=str(value))
+
+
+def told(
+    error: BaseException | None, status: int, refusals: Mapping[Reason, tuple[int, str]]
+) -> tuple[int, str, float | None]:
+    """What every kind of failure is called: its status, a message, and the seconds to wait (or None)."""
+    match error:
+        case Refused(reason=reason, seconds=seconds) if reason in refusals:
+            code, words = refusals[reason]
+            return code, words.format(seconds=seconds), None
+        case Malformed() | InvalidEvent():
+            return 400, str(error), None
+        case TooMany(retry_after=retry_after):
+            return 429, "Too many requests!", retry_after
+        case LogUnavailable():
+            return 503, "The log cannot be reached now, try again!", 1.0
+        case TooBusy():
+            return 503, "Too busy now, try again!", 1.0
+        case web.HTTPError(status_code=code) if code < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return code, _MESSAGES.get(code, "Bad request!"), None
+        case None if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return status, _MESSAGES.get(status, "Bad request!"), None
+        case _:
+            return 500, "Internal error!", None
 
 
 _MESSAGES = {

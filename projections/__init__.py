@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eventstore.projection import Projection
-from projections import accounts, channels, dms, messages, tokens
+from projections import accounts, channels, dms, messages, moderation, presence, tokens, verification
 
 # In the order in which a rebuild runs them; none reads another's tables while it is being filled.
 ALL: tuple[Projection, ...] = (
@@ -14,6 +14,9 @@ ALL: tuple[Projection, ...] = (
     channels.projection,
     messages.projection,
     dms.projection,
+    presence.projection,
+    verification.projection,
+    moderation.projection,
 )
 
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"

@@ -40,6 +40,11 @@ _BY_NAME = Statement(
         accounts.c.safe_name == sa.bindparam("safe", type_=sa.Text)
     )
 )
+_BY_ID = Statement(
+    sa.select(accounts.c.account_id, accounts.c.username).where(
+        accounts.c.account_id == sa.bindparam("account_id", type_=sa.BigInteger)
+    )
+)
 _LAST_ID = Statement(sa.select(sa.func.max(accounts.c.account_id)))
 
 
@@ -53,6 +58,11 @@ class Accounts:
         """The account of this safe name."""
         found = await self.credentials(safe)
         return None if found is None else found.account
+
+    async def by_id(self, account_id: int) -> Account | None:
+        """The account of this id."""
+        row = await self._reader.fetch_one(_BY_ID, account_id=account_id)
+        return None if row is None else Account(*row)
 
     async def credentials(self, safe: str) -> Credentials | None:
         """The account of this safe name with its password's hash."""

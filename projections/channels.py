@@ -65,13 +65,18 @@ projection = Projection(
 _BY_NAME = Statement(
     sa.select(channels.c.channel_id, channels.c.name).where(channels.c.safe_name == sa.bindparam("safe", type_=sa.Text))
 )
+_BY_ID = Statement(
+    sa.select(channels.c.channel_id, channels.c.name).where(
+        channels.c.channel_id == sa.bindparam("channel_id", type_=sa.BigInteger)
+    )
+)
 _MEMBERSHIP = Statement(
     sa.select(members.c.since)
     .where(members.c.channel_id == sa.bindparam("channel_id", type_=sa.BigInteger))
     .where(members.c.account_id == sa.bindparam("account_id", type_=sa.BigInteger))
 )
 _OF_ACCOUNT = Statement(
-    sa.select(channels.c.channel_id, channels.c.name)
+    sa.select(channels.c.channel_id, channels.c.name, members.c.since)
     .join_from(members, channels, members.c.channel_id == channels.c.channel_id)
     .where(members.c.account_id == sa.bindparam("account_id", type_=sa.BigInteger))
     .order_by(members.c.since)
@@ -89,10 +94,20 @@ class Channels:
         row = await self._reader.fetch_one(_BY_NAME, safe=safe)
         return None if row is None else Channel(*row)
 
+    async def by_id(self, channel_id: int) -> Channel | None:
+        """The channel of this id."""
+        row = await self._reader.fetch_one(_BY_ID, channel_id=channel_id)
+        return None if row is None else Channel(*row)
+
     async def is_member(self, channel_id: int, account_id: int) -> bool:
         """Whether the account is a member of the channel."""
         return await self._reader.fetch_one(_MEMBERSHIP, channel_id=channel_id, account_id=account_id) is not None
 
     async def of_account(self, account_id: int) -> list[Channel]:
         """The channels that the account is a member of, in the order in which it came to them."""
-        return [Channel(*row) for row in await self._reader.fetch(_OF_ACCOUNT, account_id=account_id)]
+        return [channel for channel, _ in await self.memberships(account_id)]
+
+    async def memberships(self, account_id: int) -> list[tuple[Channel, int]]:
+        """As `of_account`, each with the position at which the account came to it."""
+        rows = await self._reader.fetch(_OF_ACCOUNT, account_id=account_id)
+        return [(Channel(channel_id, name), since) for channel_id, name, since in rows]

@@ -91,6 +91,18 @@ def _end(column: sa.Column[int]) -> sa.Select[Any]:
 _EITHER = sa.union(_end(dms.c.sender_id), _end(dms.c.recipient_id)).subquery("either")
 _RECENT = _newest(_EITHER).subquery("recent")
 _OF_ACCOUNT = Statement(_read(_RECENT).order_by(_RECENT.c.message_id.desc()))
+_MISSED_OF_RECIPIENT = (
+    sa.select(dms)
+    .where(
+        range_of(dms.c.recipient_id, "account_id"),
+        dms.c.message_id > sa.bindparam("after", type_=sa.BigInteger),
+        dms.c.message_id <= sa.bindparam("through", type_=sa.BigInteger),
+    )
+    .order_by(dms.c.recipient_id, dms.c.message_id)
+    .limit(sa.bindparam("limit", type_=sa.BigInteger))
+    .subquery("missed")
+)
+_MISSED = Statement(_read(_MISSED_OF_RECIPIENT).order_by(_MISSED_OF_RECIPIENT.c.message_id))
 _BY_ID = Statement(_read(dms).where(dms.c.message_id == sa.bindparam("message_id", type_=sa.BigInteger)))
 
 
@@ -104,6 +116,11 @@ class DirectMessages:
         """The newest `count` direct messages that somebody sent or received, oldest first."""
         rows = await self._reader.fetch(_OF_ACCOUNT, account_id=account_id, count=count)
         return [DirectMessage(*row) for row in reversed(rows)]
+
+    async def missed(self, account_id: int, after: int, through: int, limit: int) -> list[DirectMessage]:
+        """The oldest `limit` messages behind `after` up to `through` that the account received, oldest first."""
+        bounds = {"account_id": account_id, "after": after, "through": through, "limit": limit}
+        return [DirectMessage(*row) for row in await self._reader.fetch(_MISSED, **bounds)]
 
     async def by_id(self, message_id: int) -> DirectMessage | None:
         """The direct message of this id, unless it was deleted."""

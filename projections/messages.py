@@ -9,11 +9,12 @@ import msgspec
 import sqlalchemy as sa
 
 from chat.commands import Channel
+from chat.names import ANNOUNCE
 from eventstore.projection import Change, Projection, Source, number, of_type, text
 from eventstore.reader import Reader
-from eventstore.statements import Statement
+from eventstore.statements import Statement, inline
 from projections.accounts import accounts
-from projections.channels import channels
+from projections.channels import channels, members
 from projections.schema import MOMENT, metadata
 
 messages = sa.Table(
@@ -126,6 +127,44 @@ _OF_SENDER = _newest(_read(_CHANNEL), messages.c.sender_id, "sender_id")
 _BY_ID = Statement(_read(_CHANNEL).where(messages.c.message_id == sa.bindparam("message_id", type_=sa.BigInteger)))
 
 
+def _missed() -> Statement:
+    """The messages behind `:after` up to `:through` in all channels that the account reads, oldest first.
+
+    Of each channel an index range, from where the account came to it; the oldest of all lie within the oldest of each.
+    """
+    bounds = {name: sa.bindparam(name, type_=sa.BigInteger) for name in ("account_id", "after", "through", "limit")}
+    joined = sa.select(members.c.channel_id, members.c.since).where(members.c.account_id == bounds["account_id"])
+    announced = sa.select(channels.c.channel_id, sa.literal_column("0", sa.BigInteger)).where(
+        channels.c.safe_name == inline(ANNOUNCE)
+    )
+    read = sa.union_all(joined, announced).subquery("read")
+    of_channel = (
+        sa.select(messages)
+        .where(
+            messages.c.channel_id == read.c.channel_id,
+            messages.c.message_id > sa.func.greatest(read.c.since, bounds["after"]),
+            messages.c.message_id <= bounds["through"],
+        )
+        .order_by(messages.c.channel_id, messages.c.message_id)
+        .limit(bounds["limit"])
+        .lateral("of_channel")
+    )
+    missed = (
+        sa.select(of_channel)
+        .select_from(read.join(of_channel, sa.true()))
+        .order_by(of_channel.c.message_id)
+        .limit(bounds["limit"])
+        .subquery("missed")
+    )
+    channel = sa.select(channels.c.name).where(channels.c.channel_id == missed.c.channel_id).scalar_subquery()
+    c = missed.c
+    columns = (c.message_id, username(c.sender_id), c.text, channel, c.sent_at, c.channel_id, c.sender_id)
+    return Statement(sa.select(*columns).order_by(c.message_id))
+
+
+_MISSED = _missed()
+
+
 class Messages:
     """The queries about messages in channels."""
 
@@ -141,6 +180,14 @@ class Messages:
         """The newest `count` messages that somebody sent to channels, oldest first."""
         rows = await self._reader.fetch(_OF_SENDER, sender_id=sender_id, count=count)
         return [Message(*row) for row in reversed(rows)]
+
+    async def missed(self, account_id: int, after: int, through: int, limit: int) -> list[Message]:
+        """The oldest `limit` messages behind `after` up to `through` that the account can read, oldest first.
+
+        Those of its channels since it came to them, and the announcements.
+        """
+        bounds = {"account_id": account_id, "after": after, "through": through, "limit": limit}
+        return [Message(*row) for row in await self._reader.fetch(_MISSED, **bounds)]
 
     async def by_id(self, message_id: int) -> Message | None:
         """The message of this id, unless it was deleted."""

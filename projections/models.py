@@ -1,17 +1,17 @@
 """The read models as the rest of the house asks them: their queries, and small caches on the hot path.
 
-Names, channels and memberships never change once they are, so a kept answer stays true. A token ends when the next
-one is issued: the log that this process follows tells the cache, its own commits before anybody hears of them.
+Names, channels, memberships and verifications never change once they are, so a kept answer stays true. A token ends
+when the next one is issued or it is revoked, restrictions come and go: the log that this process follows tells the
+caches, its own commits before anybody hears of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-
-from chat.commands import Account, Channel, Credentials, IssuedToken
-from chat.events import TokenIssued
+from chat.commands import UNRESTRICTED, Account, Channel, Credentials, IssuedToken, Restrictions
+from chat.connections import OpenConnection
+from chat.names import BOT_ID
 from eventstore.events import RecordedEvent
 from eventstore.log import EventLog
 from projections.accounts import Accounts
@@ -19,13 +19,17 @@ from projections.cache import Cache
 from projections.channels import Channels
 from projections.dms import DirectMessages
 from projections.messages import Messages
+from projections.moderation import RESTRICTING, Moderations
+from projections.presence import Presence
 from projections.tokens import Tokens
+from projections.verification import NOT_VERIFIED, Verification
 
 CACHED = 20_000
+_ENDING_TOKENS = frozenset({"TokenIssued", "TokenRevoked"})
 
 
 class ReadModels:
-    """All read models of a log; implements `chat.commands.Models`."""
+    """All read models of a log; implements `chat.commands.Models` and `chat.connections.ConnectionModels`."""
 
     def __init__(self, log: EventLog, *, cached: int = CACHED) -> None:
         self._log = log
@@ -34,15 +38,26 @@ class ReadModels:
         self.channels = Channels(log.reader)
         self.messages = Messages(log.reader)
         self.dms = DirectMessages(log.reader)
+        self.presence = Presence(log.reader)
+        self.verification = Verification(log.reader)
+        self.moderation = Moderations(log.reader)
+        self._accounts_by_id: Cache[int, Account] = Cache(cached)
         self._accounts_by_name: Cache[str, Account] = Cache(cached)
         self._accounts_by_token: Cache[str, Account] = Cache(cached)
         self._channels_by_name: Cache[str, Channel] = Cache(cached)
+        self._channels_by_id: Cache[int, Channel] = Cache(cached)
         self._memberships: Cache[tuple[int, int], bool] = Cache(cached)
+        self._verified: Cache[int, bool] = Cache(cached)
+        self._restrictions: Cache[int, Restrictions] = Cache(cached)
         log.subscribe(self._forget)
 
     async def account_by_name(self, safe: str) -> Account | None:
         """The account of this safe name."""
         return await self._accounts_by_name.get(safe, lambda: self.accounts.by_name(safe))
+
+    async def account_by_id(self, account_id: int) -> Account | None:
+        """The account of this id."""
+        return await self._accounts_by_id.get(account_id, lambda: self.accounts.by_id(account_id))
 
     async def credentials(self, safe: str) -> Credentials | None:
         """The account of this safe name with its password's hash."""
@@ -63,9 +78,26 @@ class ReadModels:
         """The account's newest token."""
         return await self.tokens.of_account(account_id)
 
+    async def restrictions(self, account_id: int) -> Restrictions:
+        """What the account may not do, as far as this process has heard; the bot may do everything."""
+        if account_id == BOT_ID:
+            return UNRESTRICTED
+        if not self._log.ready:
+            return await self.restrictions_now(account_id)
+        found = await self._restrictions.get(account_id, lambda: self.moderation.restrictions(account_id))
+        return found or UNRESTRICTED
+
+    async def restrictions_now(self, account_id: int) -> Restrictions:
+        """What the account may not do, as the log stands now."""
+        return await self.moderation.restrictions(account_id)
+
     async def channel_by_name(self, safe: str) -> Channel | None:
         """The channel of this safe name."""
         return await self._channels_by_name.get(safe, lambda: self.channels.by_name(safe))
+
+    async def channel_by_id(self, channel_id: int) -> Channel | None:
+        """The channel of this id."""
+        return await self._channels_by_id.get(channel_id, lambda: self.channels.by_id(channel_id))
 
     async def is_member(self, channel_id: int, account_id: int) -> bool:
         """Whether the account is a member of the channel."""
@@ -75,10 +107,29 @@ class ReadModels:
 
         return await self._memberships.get((channel_id, account_id), query) or False
 
+    async def is_verified(self, account_id: int) -> bool:
+        """Whether the account has registered a connection before."""
+
+        async def query() -> bool | None:
+            return await self.verification.status(account_id) != NOT_VERIFIED or None
+
+        return await self._verified.get(account_id, query) or False
+
+    async def account_of_device(self, digest: str) -> int | None:
+        """The first account that this device verified."""
+        return await self.verification.account_of_device(digest)
+
+    async def open_connections(self, node_id: str) -> list[OpenConnection]:
+        """The connections that a node has open."""
+        return await self.presence.open_of_node(node_id)
+
     def _forget(self, events: Sequence[RecordedEvent]) -> None:
         for event in events:
-            if event.type == TokenIssued.__name__ and event.data is not None:
-                self._end_tokens(msgspec.json.decode(event.data, type=TokenIssued).account_id)
+            if event.type in _ENDING_TOKENS and event.data is not None:
+                self._end_tokens(event.body()["account_id"])
+            elif event.type in RESTRICTING:
+                # They are rare, so it does no harm that everybody's are asked for again.
+                self._restrictions.forget(lambda _: True)
 
     def _end_tokens(self, account_id: int) -> None:
         self._accounts_by_token.forget(lambda account: account.account_id == account_id)

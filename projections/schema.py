@@ -5,8 +5,17 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
+from eventstore.projection import Source
 from eventstore.tables import NAMING
 
 metadata = sa.MetaData(naming_convention=NAMING)
 
 MOMENT = TIMESTAMP(timezone=True)
+
+
+def named_by(source: Source, prefix: str) -> sa.ColumnElement[str]:
+    """The name behind the prefix of the events' streams, of those things that no event's data names."""
+    name: sa.ColumnElement[str] = sa.func.substr(
+        source.c.stream, sa.literal_column(str(len(prefix) + 1)), type_=source.c.stream.type
+    )
+    return name

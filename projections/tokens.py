@@ -1,4 +1,4 @@
-"""Tokens: the digest of each account's newest one."""
+"""Tokens: the digest of each account's newest one, unless that was revoked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ tokens = sa.Table(
     metadata,
     sa.Column("account_id", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("generation", sa.BigInteger, nullable=False),
-    sa.Column("token_digest", NAME, nullable=False, unique=True),
+    # Null when the newest generation is no token but a revocation.
+    sa.Column("token_digest", NAME, unique=True),
 )
 
 
@@ -29,7 +30,7 @@ def _issued(source: Source) -> sa.Insert:
             number(source, "generation").label("generation"),
             text(source, "token_digest").label("token_digest"),
         )
-        .where(of_type(source, "TokenIssued"))
+        .where(of_type(source, "TokenIssued", "TokenRevoked"))
         # Of several tokens of one account in the range only the last one counts.
         .ext(distinct_on(number(source, "account_id")))
         .order_by(number(source, "account_id"), source.c.position.desc())
@@ -44,7 +45,7 @@ def _issued(source: Source) -> sa.Insert:
 projection = Projection(
     name="tokens",
     tables=(tokens,),
-    changes=(Change(frozenset({"TokenIssued"}), _issued),),
+    changes=(Change(frozenset({"TokenIssued", "TokenRevoked"}), _issued),),
 )
 
 _OF_ACCOUNT = Statement(
@@ -66,7 +67,7 @@ class Tokens:
         self._reader = reader
 
     async def of_account(self, account_id: int) -> IssuedToken | None:
-        """The account's newest token."""
+        """The account's newest token, or its revocation."""
         row = await self._reader.fetch_one(_OF_ACCOUNT, account_id=account_id)
         return None if row is None else IssuedToken(*row)
 

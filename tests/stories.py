@@ -1,4 +1,4 @@
-"""Random logs: valid stories of people, channels and messages, told in batches of appends.
+"""Random logs: valid stories of people, channels, messages and connections, told in batches of appends.
 
 A story is drawn as small numbers, and told by taking each of them modulo what there is to choose from; so hypothesis
 can shorten it freely, and whatever it draws is a log that the commands might have written, or nearly so: here a
@@ -16,14 +16,26 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from chat.events import (
+    AccountBanned,
+    AccountKicked,
     AccountRegistered,
+    AccountReported,
+    AccountSilenced,
+    AccountVerified,
+    BanRemoved,
     ChannelCreated,
+    ConnectionClosed,
+    ConnectionOpened,
+    DeviceClaimed,
     DirectMessageSent,
     Event,
     MemberAdded,
     MessageDeleted,
     MessageSent,
+    RestartRequested,
+    SilenceRemoved,
     TokenIssued,
+    TokenRevoked,
     UsernameClaimed,
 )
 from eventstore.events import Context, StreamWrite
@@ -40,9 +52,22 @@ class Step(NamedTuple):
     words: str
 
 
-KINDS = ("register", "token", "channel", "member", "message", "message", "dm", "delete", "delete")
+KINDS = (
+    *("register", "token", "revoke", "channel", "member", "message", "message", "dm", "delete", "delete"),
+    *("open", "open", "close", "close", "moderate", "moderate"),
+)
 CHOICES = st.integers(0, 5)
 STEPS = st.builds(Step, st.sampled_from(KINDS), CHOICES, CHOICES, TEXTS)
+
+
+class InStream(NamedTuple):
+    """An event that is told by its stream, too."""
+
+    stream: str
+    event: Event
+
+
+Told = Event | InStream
 # Batches of appends of steps.
 Story = Sequence[Sequence[Sequence[Step]]]
 STORIES = st.lists(st.lists(st.lists(STEPS, min_size=1, max_size=4), min_size=1, max_size=3), min_size=1, max_size=12)
@@ -57,33 +82,48 @@ class Teller:
         self._generations: dict[int, int] = {}
         self._members: dict[int, list[int]] = {}
         self._standing: list[tuple[int, int]] = []
+        self._verified: set[int] = set()
+        self._devices: set[str] = set()
+        self._open: dict[str, int] = {}
+        self._owners: dict[str, int] = {}
         self._streams = itertools.count()
 
     async def tell(self, log: EventLog, story: Story) -> None:
         """Appends the story; the appends of a batch are handed in together."""
         for batch in story:
-            writes = [self._write(steps) for steps in batch]
+            appends = [self._writes(steps) for steps in batch]
             await asyncio.gather(
-                *(log.append(write, context=Context(None, "a story")) for write in writes if write.events)
+                *(log.append(*writes, context=Context(None, "a story")) for writes in appends if writes)
             )
 
-    def _write(self, steps: Sequence[Step]) -> StreamWrite:
-        events = [event.recorded_form() for step in steps for event in self._events(step)]
-        return StreamWrite(f"story-{next(self._streams)}", events)
+    def _writes(self, steps: Sequence[Step]) -> list[StreamWrite]:
+        story = f"story-{next(self._streams)}"
+        told = [event for step in steps for event in self._events(step)]
+        # One write for each event, so that they stand in the log in the order in which they happen.
+        return [
+            StreamWrite(event.stream, [event.event.recorded_form()], expected_version=None)
+            if isinstance(event, InStream)
+            else StreamWrite(story, [event.recorded_form()], expected_version=None)
+            for event in told
+        ]
 
-    def _events(self, step: Step) -> list[Event]:
-        ways: dict[str, Callable[[Step], list[Event]]] = {
+    def _events(self, step: Step) -> list[Told]:
+        ways: dict[str, Callable[[Step], Sequence[Told]]] = {
             "register": self._register,
             "token": self._token,
+            "revoke": self._revoke,
             "channel": self._channel,
             "member": self._member,
             "message": self._message,
             "dm": self._dm,
             "delete": self._delete,
+            "open": self._open_connection,
+            "close": self._close_connection,
+            "moderate": self._moderate,
         }
         told = ways[step.kind](step) if self._accounts else self._register(step)
         self.position += len(told)
-        return told
+        return list(told)
 
     def _register(self, step: Step) -> list[Event]:
         account_id = 1000 + len(self._accounts)
@@ -97,6 +137,11 @@ class Teller:
         generation = self._generations.get(account_id, 0) + 1
         self._generations[account_id] = generation
         return [TokenIssued(account_id, generation, sha256(b"%d:%d" % (account_id, generation)).hexdigest())]
+
+    def _revoke(self, step: Step) -> list[Event]:
+        account_id = self._account(step.first)
+        self._generations[account_id] = self._generations.get(account_id, 0) + 1
+        return [TokenRevoked(account_id, self._generations[account_id])]
 
     def _channel(self, step: Step) -> list[Event]:
         channel_id = self.position + 1
@@ -134,6 +179,46 @@ class Teller:
         # The newest ones first: so that they are deleted within the append or the batch that sent them.
         message_id, sender_id = self._standing.pop(-1 - step.first % len(self._standing))
         return [MessageDeleted(message_id, sender_id)]
+
+    def _open_connection(self, step: Step) -> list[Told]:
+        # Few connections, so that they are opened again, or by their account once more while they are open.
+        connection_id = f"c{step.second}"
+        account_id = self._owners.setdefault(connection_id, self._account(step.first))
+        self._open[connection_id] = account_id
+        opened = ConnectionOpened(account_id, f"node-{step.first % 2}", self._generations.get(account_id, 0))
+        return [*self._verify(account_id, step.first), InStream(f"connection-{connection_id}", opened)]
+
+    def _verify(self, account_id: int, choice: int) -> list[Told]:
+        if account_id in self._verified:
+            return []
+        self._verified.add(account_id)
+        if choice == 0:
+            return [AccountVerified(account_id, False, None)]
+        digest = f"d{choice % 2}"
+        if digest in self._devices:
+            return [AccountVerified(account_id, True, digest)]
+        self._devices.add(digest)
+        verified = AccountVerified(account_id, False, digest)
+        return [verified, InStream(f"device-{digest}", DeviceClaimed(account_id))]
+
+    def _close_connection(self, step: Step) -> list[Told]:
+        if not self._open:
+            return []
+        connection_id = list(self._open)[-1 - step.first % len(self._open)]
+        closed = ConnectionClosed(self._open.pop(connection_id), step.words)
+        return [InStream(f"connection-{connection_id}", closed)]
+
+    def _moderate(self, step: Step) -> list[Event]:
+        account_id, by = self._account(step.first), 999
+        event: Event = (
+            AccountSilenced(account_id, 60 * (1 + len(step.words)), step.words, by),
+            SilenceRemoved(account_id, by),
+            AccountBanned(account_id, step.words, by),
+            BanRemoved(account_id, by),
+            AccountKicked(account_id, step.words, by),
+            AccountReported(account_id, step.words, by) if step.first else RestartRequested(5),
+        )[step.second]
+        return [event]
 
     def _account(self, choice: int) -> int:
         return self._accounts[choice % len(self._accounts)]

@@ -40,6 +40,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "click": {"audit"},
     "discord": {"bot"},
     "msgspec": set(HOUSE),
+    "prometheus_client": {"handlers"},
     "psycopg": {"eventstore", "settings"},
     "sqlalchemy": {"eventstore", "projections"},
     "structlog": set(HOUSE),
@@ -50,6 +51,11 @@ SAYS_NOTHING = {"utils", "util", "helpers", "helper", "manager", "managers", "co
 
 # What chat is about, by the names of its tables and events.
 CHAT_WORDS = {name.lower() for name in (*metadata.tables, *TYPES)}
+# What the rooms below call by the same words.
+OWN_WORDS: Mapping[str, set[str]] = {
+    "eventstore": {"connections"},
+    "realtime": {"connections", "messages", "members"},
+}
 # Accounts of the operating system, not of chat.
 OTHER_MEANINGS = {"_ACCOUNTS_FOR_ROOT"}
 
@@ -139,11 +145,11 @@ def the_log_knows_no_chat(sources: Sources) -> list[str]:
     return [
         f"{module}:{line}: {word}"
         for module, source in sources.items()
-        if _room(module) in ("eventstore", "realtime")
+        if _room(module) in OWN_WORDS
         for line, text in _names_and_texts(source)
         if text not in OTHER_MEANINGS
         for word in re.split(r"[^a-z]+", text.lower())
-        if word in CHAT_WORDS
+        if word in CHAT_WORDS - OWN_WORDS[_room(module)]
     ]
 
 

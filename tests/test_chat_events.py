@@ -11,14 +11,26 @@ import pytest
 
 from chat import events
 from chat.events import (
+    AccountBanned,
+    AccountKicked,
     AccountRegistered,
+    AccountReported,
+    AccountSilenced,
+    AccountVerified,
+    BanRemoved,
     ChannelCreated,
+    ConnectionClosed,
+    ConnectionOpened,
+    DeviceClaimed,
     DirectMessageSent,
     Event,
     MemberAdded,
     MessageDeleted,
     MessageSent,
+    RestartRequested,
+    SilenceRemoved,
     TokenIssued,
+    TokenRevoked,
     UsernameClaimed,
 )
 from eventstore.errors import LogError
@@ -61,6 +73,39 @@ FROZEN: list[tuple[Event, str, int, str]] = [
         '{"recipient_id":1001,"sender_id":1000,"text":"hi"}',
     ),
     (MessageDeleted(7, 1000), "MessageDeleted", 1, '{"deleted_by":1000,"message_id":7}'),
+    (TokenRevoked(1000, 3), "TokenRevoked", 1, '{"account_id":1000,"generation":3}'),
+    (
+        AccountVerified(1000, True, "ab12"),
+        "AccountVerified",
+        1,
+        '{"account_id":1000,"device_digest":"ab12","is_multiaccount":true}',
+    ),
+    (
+        AccountVerified(1000, False, None),
+        "AccountVerified",
+        1,
+        '{"account_id":1000,"device_digest":null,"is_multiaccount":false}',
+    ),
+    (DeviceClaimed(1000), "DeviceClaimed", 1, '{"account_id":1000}'),
+    (ConnectionOpened(1000, "n1", 2), "ConnectionOpened", 1, '{"account_id":1000,"node_id":"n1","token_generation":2}'),
+    (ConnectionClosed(1000, "gone"), "ConnectionClosed", 1, '{"account_id":1000,"reason":"gone"}'),
+    (RestartRequested(5), "RestartRequested", 1, '{"reconnect_in":5}'),
+    (
+        AccountSilenced(1000, 60, "spam", 1001),
+        "AccountSilenced",
+        1,
+        '{"account_id":1000,"reason":"spam","seconds":60,"silenced_by":1001}',
+    ),
+    (SilenceRemoved(1000, 1001), "SilenceRemoved", 1, '{"account_id":1000,"removed_by":1001}'),
+    (AccountBanned(1000, "", 1001), "AccountBanned", 1, '{"account_id":1000,"banned_by":1001,"reason":""}'),
+    (BanRemoved(1000, 1001), "BanRemoved", 1, '{"account_id":1000,"removed_by":1001}'),
+    (AccountKicked(1000, "spam", 1001), "AccountKicked", 1, '{"account_id":1000,"kicked_by":1001,"reason":"spam"}'),
+    (
+        AccountReported(1000, "spam", 1002),
+        "AccountReported",
+        1,
+        '{"account_id":1000,"reason":"spam","reporter_id":1002}',
+    ),
 ]
 IDS = [f"{name}-{number}" for number, (_, name, _, _) in enumerate(FROZEN)]
 

@@ -1,9 +1,9 @@
 """The minutes are right: random commands against the real log, and after each of them everything agrees.
 
-A state machine plays people who register, get tokens, make channels, bring each other in, send, delete and read, in
-turn and at once, with and without the right to it. It keeps a plain idea of what must come of it, from the contract
-alone. After each step the live read models, the same models projected from zero over the log cut into ranges, and a
-fold of the log in plain Python are one and the same.
+A state machine plays people who register, get tokens, make channels, bring each other in, send, delete and read, come
+online and are moderated, in turn and at once, with and without the right to it. It keeps a plain idea of what must
+come of it, from the contract alone. After each step the live read models, the same models projected from zero over the
+log cut into ranges, and a fold of the log in plain Python are one and the same.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from hypothesis.stateful import (
 
 import projections
 from chat.commands import Account, Commands
+from chat.connections import Connections
+from chat.moderation import Moderation
 from chat.names import BOT_ID, BOT_NAME
 from chat.passwords import PasswordHasher
 from chat.refusals import Malformed, Reason, Refused
@@ -58,6 +60,7 @@ COUNTS = st.sampled_from([1, 2, 5, 1000])
 # Which of the people, or of the messages, there are: taken modulo their number.
 CHOICES = st.integers(0, 30)
 YES_OR_NO = st.booleans()
+DEVICES = st.sampled_from([None, "phone", "laptop"])
 
 # The methods of the machine, with what they take; those that make up a conversation more often than the others.
 _MESSAGES = [
@@ -78,6 +81,10 @@ COMMANDS: st.SearchStrategy[tuple[Any, ...]] = st.one_of(
     st.tuples(st.just("use_tokens"), CHOICES),
     st.tuples(st.just("make_a_channel"), CHOICES, CHANNELS),
     st.tuples(st.just("bring_somebody_in"), CHOICES, CHANNELS, USERNAMES, YES_OR_NO),
+    st.tuples(st.just("connect"), CHOICES, st.sampled_from(["a", "b", "c"]), DEVICES),
+    st.tuples(st.just("disconnect"), CHOICES, YES_OR_NO),
+    st.tuples(st.just("silence"), CHOICES, YES_OR_NO),
+    st.tuples(st.just("ban"), CHOICES, YES_OR_NO),
     st.tuples(st.just("delete_what_is_no_message"), CHOICES, st.integers(-1, 60)),
     st.tuples(st.just("restart")),
     st.tuples(st.just("replay"), st.sampled_from([3, 1000])),
@@ -90,11 +97,24 @@ class Person:
 
     account: Account
     password: str
-    tokens: list[str] = field(default_factory=list)
+    # By their generations; None where one was revoked.
+    tokens: list[str | None] = field(default_factory=list)
+    banned: bool = False
+    silenced: bool = False
+    verified: int = -1
 
     @property
     def id(self) -> int:
         return self.account.account_id
+
+
+@dataclass
+class Line:
+    """A connection: whose it is, the version of its stream, and whether it stands open."""
+
+    person: Person
+    version: int = 0
+    opened: bool = False
 
 
 @dataclass
@@ -152,6 +172,8 @@ class Minutes(RuleBasedStateMachine):
         self.channels: dict[str, Den] = {}
         self.sent: list[Sent] = []
         self.keys: dict[tuple[int, str, str], int] = {}
+        self.lines: dict[str, Line] = {}
+        self.devices: set[str | None] = set()
         self.fold = Fold()
 
     # --- the machinery -----------------------------------------------------------------------------------------
@@ -199,7 +221,10 @@ class Minutes(RuleBasedStateMachine):
         self.do(self.log.__aenter__)
         models = ReadModels(self.log)
         self.reading = Reading(models)
+        self.models = models
         self.commands = Commands(self.log, models, self.passwords, SECRET, operators=[OPERATOR])
+        self.moderation = Moderation(self.log, models, operators=[OPERATOR])
+        self.connections = Connections(self.log, models, SECRET, "node")
         self.do(self.commands.prepare)
 
     def close(self) -> None:
@@ -292,6 +317,8 @@ class Minutes(RuleBasedStateMachine):
             wrong = Reason.WEAK_PASSWORD
         elif not 3 <= len(username) <= 20:
             wrong = Reason.BAD_USERNAME
+        elif wrong is None and person is not None and person.banned:
+            wrong = Reason.BANNED
 
         account = self.outcome(lambda: self.commands.log_in(username, password), wrong)
 
@@ -300,6 +327,9 @@ class Minutes(RuleBasedStateMachine):
     def issue_a_token(self, choice: int, at_once: bool) -> None:
         person = self.person(choice)
         issue = partial(self.commands.generate_token, person.account, "c")
+        if person.banned:
+            self.outcome(issue, Reason.BANNED)
+            return
 
         outcomes: list[Any] = self.both(issue) if at_once else [self.do(issue)]
 
@@ -310,11 +340,12 @@ class Minutes(RuleBasedStateMachine):
 
     def use_tokens(self, choice: int) -> None:
         person = self.person(choice)
+        expected = person.tokens[-1] if person.tokens else None
         newest = self.outcome(
-            lambda: self.commands.current_token(person.account), None if person.tokens else Reason.NO_TOKEN
+            lambda: self.commands.current_token(person.account), None if expected else Reason.NO_TOKEN
         )
-        assert newest == (person.tokens[-1] if person.tokens else None)
-        for token in person.tokens:
+        assert newest == expected
+        for token in filter(None, person.tokens):
             account = self.outcome(
                 partial(self.commands.authenticate, token), None if token == newest else Reason.INVALID_TOKEN
             )
@@ -369,6 +400,8 @@ class Minutes(RuleBasedStateMachine):
             refusal = Malformed
         elif den is None:
             refusal = Reason.CHANNEL_NOT_FOUND
+        elif self.restriction(person) is not None:
+            refusal = self.restriction(person)
         elif den.name == "announce":
             refusal = None if safe(person.account.username) == safe(OPERATOR) else Reason.NOT_A_MEMBER
         elif person.id not in den.members:
@@ -388,6 +421,8 @@ class Minutes(RuleBasedStateMachine):
             refusal = Malformed
         elif recipient is None:
             refusal = Reason.USER_NOT_FOUND
+        else:
+            refusal = self.restriction(person)
 
         appended = self.outcome(
             lambda: self.commands.send_direct_message(person.account, username, text, "c", idempotency_key=key), refusal
@@ -435,6 +470,76 @@ class Minutes(RuleBasedStateMachine):
         if position not in [sent.message_id for sent in self.sent]:
             account = self.person(choice).account
             self.outcome(lambda: self.commands.delete_message(account, position, "c"), Reason.MESSAGE_NOT_FOUND)
+
+    # --- connections -------------------------------------------------------------------------------------------
+
+    def connect(self, choice: int, connection_id: str, device: str | None) -> None:
+        person = self.person(choice)
+        line = self.lines.get(connection_id, Line(person))
+        if line.person is not person:
+            return
+        self.do(
+            lambda: self.connections.open(person.account, 1, connection_id, "c", device=device, version=line.version)
+        )
+        self.lines[connection_id] = Line(person, line.version + 1, opened=True)
+        if person.verified == -1:
+            person.verified = 0 if device in self.devices else 1
+            self.devices |= {device} - {None}
+        self.assert_presence()
+
+    def disconnect(self, choice: int, lost: bool) -> None:
+        opened = [connection_id for connection_id, line in self.lines.items() if line.opened]
+        if not opened:
+            return
+        ended = opened if lost else [opened[choice % len(opened)]]
+        lines = [self.lines[connection_id] for connection_id in ended]
+        if lost:
+            assert self.do(lambda: self.connections.sweep(["node"])) == len(opened)
+        else:
+            closings = [(name, line.person.id, line.version) for name, line in zip(ended, lines, strict=True)]
+            self.both(lambda: self.connections.close(closings, "gone"))
+        for line in lines:
+            line.version, line.opened = line.version + 1, False
+        self.assert_presence()
+
+    def assert_presence(self) -> None:
+        online = {line.person.id for line in self.lines.values() if line.opened}
+        assert self.do(self.models.presence.online_accounts) == len(online) + 1
+        for person in self.people.values():
+            assert self.do(partial(self.models.presence.is_online, person.id)) is (person.id in online)
+            assert self.do(partial(self.models.verification.status, person.id)) == person.verified
+
+    # --- moderation --------------------------------------------------------------------------------------------
+
+    def silence(self, choice: int, undo: bool) -> None:
+        person = self.person(choice)
+        name, bot = person.account.username, self.bot.account
+        if undo:
+            nothing = None if person.silenced else Reason.NOTHING_TO_UNDO
+            self.outcome(lambda: self.moderation.remove_silence(bot, name, "c"), nothing)
+        else:
+            self.do(lambda: self.moderation.silence(bot, name, 3600, "", "c"))
+        person.silenced = not undo
+
+    def ban(self, choice: int, undo: bool) -> None:
+        person = self.person(choice)
+        name, bot = person.account.username, self.bot.account
+        if undo:
+            nothing = None if person.banned else Reason.NOTHING_TO_UNDO
+            self.outcome(lambda: self.moderation.unban(bot, name, "c"), nothing)
+        elif safe(name) == safe(OPERATOR):
+            self.outcome(lambda: self.moderation.ban(bot, name, "", "c"), Reason.NOT_FOR_AN_OPERATOR)
+            return
+        else:
+            self.both(lambda: self.moderation.ban(bot, name, "", "c"))
+            person.tokens += [] if person.banned else [None]
+        person.banned = not undo
+
+    @staticmethod
+    def restriction(person: Person) -> Reason | None:
+        if person.banned:
+            return Reason.BANNED
+        return Reason.SILENCED if person.silenced else None
 
     # --- reading -----------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""docs/openapi.json is what V3 is: its paths, its requests' fields, its messages, and the shape of real answers.
+"""docs/openapi.json is what V3 and Bancho are: paths, requests' fields, messages, and the shape of real answers.
 
 The schemas are checked by a validator of the few words that the document uses; a word that it does not know fails.
 """
@@ -10,17 +10,23 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 import pytest
 from msgspec.structs import fields
 from tornado.ioloop import IOLoop
 
+from chat.moderation import Moderation
 from handlers import ops
+from handlers.bancho import ENDPOINTS as BANCHO
+from handlers.bancho import http as bancho
+from handlers.bancho.http import REFUSALS as BANCHO_REFUSALS
 from handlers.services import Services
 from handlers.v3 import ENDPOINTS
 from handlers.v3 import http as v3
 from handlers.v3.answers import REFUSALS
 from handlers.v3.bodies import Number
+from tests.conftest import CI_KEY, OPERATOR
 from tests.v3client import PASSWORD, Answer, World, fresh, own_loop, own_world
 from tests.v3words import NO_SUCH_TOKEN
 
@@ -77,6 +83,10 @@ def operation(endpoint: str) -> Json:
     return dict(DOCUMENT["paths"][f"/api/v3/{endpoint}/"]["post"])
 
 
+def bancho_operation(endpoint: str) -> Json:
+    return dict(DOCUMENT["paths"][f"/api/v1/{endpoint}"]["get"])
+
+
 def schema_of(content: Json) -> Json:
     """The one schema of a request or an answer, which is JSON."""
     [(kind, described)] = found(content)["content"].items()
@@ -106,7 +116,7 @@ def documented() -> set[tuple[str, int, str]]:
 
 # --- A validator -----------------------------------------------------------------------------------------------------
 
-KINDS: dict[str, type] = {"object": dict, "array": list, "string": str, "integer": int}
+KINDS: dict[str, type] = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
 Fault = Callable[[Any, Any, Json], bool]
 # Of each word whether a value is against it; the words say nothing of values of other types.
 FAULTS: dict[str, Fault] = {
@@ -155,7 +165,8 @@ def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
 
     components = {f"#/components/{kind}/{name}" for kind, named in DOCUMENT["components"].items() for name in named}
     # What is not asked for has no operation to stand in.
-    assert components - references == {"#/components/responses/NotFound", "#/components/responses/MethodNotAllowed"}
+    names = {"NotFound", "MethodNotAllowed", "BanchoMethodNotAllowed"}
+    assert components - references == {f"#/components/responses/{name}" for name in names}
 
 
 def test_every_answer_is_described_with_its_request_id() -> None:
@@ -170,8 +181,9 @@ def test_every_answer_is_described_with_its_request_id() -> None:
 
 
 def test_every_429_and_503_but_readyz_tells_when_to_try_again() -> None:
-    for endpoint in ENDPOINTS:
-        for status, response in operation(endpoint)["responses"].items():
+    operations = {**{name: operation(name) for name in ENDPOINTS}, **{name: bancho_operation(name) for name in BANCHO}}
+    for endpoint, described in operations.items():
+        for status, response in described["responses"].items():
             assert ("Retry-After" in found(response)["headers"]) == (status in ("429", "503")), (endpoint, status)
 
 
@@ -210,7 +222,7 @@ def test_the_validator_finds_faults(schema: Json, value: object) -> None:
 
 def test_it_describes_every_path_and_no_other() -> None:
     no_services = cast(Services, None)
-    served = [route.regex for route in (*v3.routes(no_services), *ops.routes(no_services))]
+    served = [route.regex for route in (*v3.routes(no_services), *bancho.routes(no_services), *ops.routes(no_services))]
 
     assert [len([path for path in DOCUMENT["paths"] if route.match(path)]) for route in served] == [1] * len(served)
     assert len(DOCUMENT["paths"]) == len(served)
@@ -246,9 +258,16 @@ def test_fields_that_are_numbers_are_those_of_the_structs() -> None:
 
 
 def test_every_refusal_stands_in_it_under_its_status() -> None:
-    told = {(status, text) for _, status, text in documented()}
+    told = [
+        (int(status), alternative)
+        for endpoint in ENDPOINTS
+        for status, response in operation(endpoint)["responses"].items()
+        for alternative in alternatives(schema_of(response))
+    ]
 
-    assert set(REFUSALS.values()) <= told
+    for status, words in REFUSALS.values():
+        said = {"message": words.format(seconds=60)}
+        assert any(status == code and valid(schema, said) for code, schema in told), said
 
 
 def test_an_idempotency_key_is_taken_where_messages_are_sent() -> None:
@@ -280,6 +299,7 @@ class Conversation:
         await self._channels(ann, bob)
         await self._direct_messages(ann, bob)
         await self._discord(ann)
+        await self._moderation(ann)
 
     async def _call(self, endpoint: str, **body: object) -> Json:
         answer = await self._world.v3.call(endpoint, None, **body)
@@ -335,6 +355,18 @@ class Conversation:
         await self._call("senddcmsgwithtoken", token=ann, message="hello")
         await self._call("senddcmsg", token=ann, channel=self._den, message="hello")
 
+    async def _moderation(self, ann: str) -> None:
+        models = self._world.services.models
+        moderation = Moderation(self._world.log, models, [OPERATOR])
+        operator = await models.account_by_name(OPERATOR.lower())
+        assert operator is not None
+        await moderation.silence(operator, self._ann, 60, "", "c")
+        await self._call("sendmessage", token=ann, channel=self._den, message="hello")
+        await self._call("senddm", token=ann, username=self._bob, message="psst")
+        await moderation.ban(operator, self._ann, "", "c")
+        for endpoint in ("login", "generatetoken", "gettoken"):
+            await self._call(endpoint, username=self._ann, password=PASSWORD)
+
 
 @pytest.mark.gen_test
 async def test_real_answers_are_as_it_says_and_it_says_no_others(world: World) -> None:
@@ -352,6 +384,65 @@ async def test_real_answers_are_as_it_says_and_it_says_no_others(world: World) -
     assert malformed == set(ENDPOINTS)
 
 
+async def every_bancho_answer(world: World) -> list[tuple[str, Answer]]:
+    """Calls that bring about every answer of Bancho that needs no fault, with the names of their endpoints."""
+    ann = await world.person()
+    account = await world.services.models.account_by_name(ann.username.lower())
+    assert account is not None
+    key, to = f"k={quote(CI_KEY)}", "&to=%23announce"
+    queries = {
+        "isOnline": ["", "u=%FF", "u=%00", "id=999", f"u={ann.username}"],
+        "onlineUsers": [""],
+        "serverStatus": [""],
+        "ciTrigger": ["", key],
+        "fokabotMessage": [
+            *("", key, f"{key}{to}&msg=%FF", f"{key}{to}&msg={'x' * 4001}", f"{key}{to}&msg=Hello"),
+            *(f"{key}&to={other}&msg=Hello" for other in ("%23nowhere", "nobody", ann.username, "FokaBot")),
+        ],
+        "verifiedStatus": ["", f"u={account.account_id}"],
+    }
+    return [
+        (endpoint, await world.v3.ask(f"/api/v1/{endpoint}?{query}", method="GET"))
+        for endpoint, asked in queries.items()
+        for query in asked
+    ]
+
+
+@pytest.mark.gen_test
+async def test_real_answers_of_bancho_are_as_it_says_and_it_says_no_others(world: World) -> None:
+    heard = await every_bancho_answer(world)
+
+    for endpoint, answer in heard:
+        response = bancho_operation(endpoint)["responses"].get(str(answer.status))
+        assert response is not None, (endpoint, answer)
+        assert matches(response, answer), (endpoint, answer)
+    said = {(endpoint, answer.status, answer.body["message"]) for endpoint, answer in heard}
+    told = {
+        (endpoint, int(status), text)
+        for endpoint in BANCHO
+        for status, response in bancho_operation(endpoint)["responses"].items()
+        for text in messages(response)
+    }
+    assert {each for each in told if each[1] < 500} - said == set()
+    assert {(status, message) for _, status, message in told} >= set(BANCHO_REFUSALS.values())
+
+
+@pytest.mark.parametrize("endpoint", list(BANCHO))
+def test_bancho_is_asked_by_get_and_takes_the_documents_arguments(endpoint: str) -> None:
+    arguments = {
+        "isOnline": [("u", False), ("id", False)],
+        "ciTrigger": [("k", True)],
+        "fokabotMessage": [("k", True), ("to", True), ("msg", True)],
+        "verifiedStatus": [("u", True)],
+    }
+    assert list(DOCUMENT["paths"][f"/api/v1/{endpoint}"]) == ["get"]
+    described = [found(parameter) for parameter in bancho_operation(endpoint).get("parameters", [])]
+
+    assert bancho_operation(endpoint)["operationId"] == endpoint
+    assert [(each["name"], each["required"]) for each in described] == arguments.get(endpoint, [])
+    assert {each["in"] for each in described} <= {"query"}
+
+
 @pytest.mark.gen_test
 async def test_the_operators_answers_are_as_it_says(world: World) -> None:
     for path in ("/healthz", "/readyz"):
@@ -363,7 +454,12 @@ async def test_the_operators_answers_are_as_it_says(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("name", "path", "method", "status"),
-    [("NotFound", "/api/v3/nothing", "POST", 404), ("MethodNotAllowed", "/api/v3/login/", "GET", 405)],
+    [
+        ("NotFound", "/api/v3/nothing", "POST", 404),
+        ("NotFound", "/api/v1/nothing", "GET", 404),
+        ("MethodNotAllowed", "/api/v3/login/", "GET", 405),
+        ("BanchoMethodNotAllowed", "/api/v1/isOnline/", "POST", 405),
+    ],
 )
 @pytest.mark.gen_test
 async def test_what_is_not_asked_for_is_answered_as_it_says(

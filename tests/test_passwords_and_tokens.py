@@ -94,6 +94,19 @@ async def test_an_unknown_user_costs_a_check_at_the_same_cost_as_a_known_one(
 
 
 @pytest.mark.gen_test
+async def test_the_first_unknown_user_costs_no_more_than_the_others(
+    passwords: PasswordHasher, checks: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hashed(password: bytes, salt: bytes) -> bytes:
+        raise AssertionError("a hash takes as long as a check")
+
+    monkeypatch.setattr(bcrypt, "hashpw", hashed)
+
+    assert not await passwords.verify("Passw0rd!", None)
+    assert len(checks) == 1
+
+
+@pytest.mark.gen_test
 async def test_no_password_is_right_for_an_unknown_user(passwords: PasswordHasher) -> None:
     guesses = ["", "Passw0rd!", "a password that nobody has"]
 

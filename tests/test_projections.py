@@ -15,6 +15,7 @@ import projections
 from chat.commands import Account, Channel, Commands, IssuedToken
 from chat.names import BOT_ID, FIRST_PERSON_ID
 from chat.passwords import PasswordHasher
+from chat.refusals import Reason, Refused
 from chat.tokens import token_digest
 from eventstore.connection import Connection
 from eventstore.errors import LogError
@@ -27,9 +28,12 @@ from projections.channels import Channels
 from projections.dms import DirectMessage, DirectMessages
 from projections.messages import Message, Messages
 from projections.models import ReadModels
+from projections.moderation import Moderations
+from projections.presence import Presence
 from projections.tokens import Tokens
+from projections.verification import Verification
 from tests import tables
-from tests.conftest import SECRET, on_loop, until
+from tests.conftest import OPERATOR, SECRET, on_loop, until
 from tests.fold import Fold, Tables
 from tests.stories import STORIES, Step, Story, Teller
 
@@ -54,7 +58,7 @@ def test_a_log_gives_the_same_tables_however_it_is_cut(io_loop: IOLoop, log: Eve
         events = await log.read(limit=10_000)
         return Fold(events).tables(), len(events)
 
-    @settings(deadline=None, max_examples=40, phases=[Phase.reuse, Phase.generate, Phase.shrink])
+    @settings(deadline=None, max_examples=60, phases=[Phase.reuse, Phase.generate, Phase.shrink])
     @given(STORIES, st.lists(st.integers(1, 100), max_size=6))
     def check(story: Story, cuts: list[int]) -> None:
         expected, head = on_loop(io_loop, lambda: tell(story))
@@ -70,7 +74,8 @@ def test_a_log_gives_the_same_tables_however_it_is_cut(io_loop: IOLoop, log: Eve
 @pytest.mark.gen_test
 async def test_stories_have_what_cutting_could_get_wrong(log: EventLog, beside: tables.Beside) -> None:
     alice = Step("register", 1, 0, "alice")
-    token, delete = Step("token", 0, 0, ""), Step("delete", 0, 0, "")
+    token, delete, close = (Step(kind, 0, 0, "") for kind in ("token", "delete", "close"))
+    silence, ban = Step("moderate", 0, 0, "x" * 9), Step("moderate", 0, 2, "")
     await Teller().tell(
         log,
         [
@@ -79,6 +84,14 @@ async def test_stories_have_what_cutting_could_get_wrong(log: EventLog, beside: 
             [[Step("message", 0, 0, "in one batch")], [delete], [Step("dm", 0, 0, "to oneself")]],
             [[Step("message", 0, 0, "in different ones")]],
             [[delete], [Step("register", 0, 0, "bob"), Step("member", 0, 0, "")]],
+            [[Step("open", 1, 0, "")], [close], [Step("open", 0, 0, ""), close, Step("open", 0, 0, "")]],
+            [[Step("open", 1, 1, ""), Step("open", 1, 1, ""), close], [Step("revoke", 0, 0, "")]],
+            [
+                [silence, ban],
+                [Step("moderate", 0, 3, ""), silence],
+                [Step("moderate", 1, 1, ""), Step("moderate", 1, 2, "")],
+            ],
+            [[token, Step("revoke", 0, 0, ""), Step("moderate", 0, 1, "")]],
         ],
     )
 
@@ -88,12 +101,23 @@ async def test_stories_have_what_cutting_could_get_wrong(log: EventLog, beside: 
         *("MessageSent", "MessageDeleted", "DirectMessageSent"),
         "MessageSent",
         *("MessageDeleted", "UsernameClaimed", "AccountRegistered", "MemberAdded"),
+        *("AccountVerified", "DeviceClaimed", "ConnectionOpened", "ConnectionClosed"),
+        *("ConnectionOpened", "ConnectionClosed", "ConnectionOpened"),
+        *("ConnectionOpened", "ConnectionOpened", "ConnectionClosed", "TokenRevoked"),
+        *("AccountSilenced", "AccountBanned", "BanRemoved", "AccountSilenced", "SilenceRemoved", "AccountBanned"),
+        *("TokenIssued", "TokenRevoked", "SilenceRemoved"),
     ]
     live = tables.read_models(beside.connection)
     rows = {"accounts": 2, "tokens": 1, "channels": 1, "members": 2, "messages": 0, "dms": 1}
+    rows |= {"connections": 1, "verifications": 1, "devices": 1, "restrictions": 2}
     assert {name: len(found) for name, found in live.items()} == rows
-    [(_, generation, _)] = live["tokens"]
-    assert generation == 2
+    assert live["tokens"] == [(1000, 5, None)]
+    [(connection_id, *_, version)] = live["connections"]
+    assert (connection_id, version) == ("c0", 5)
+    [(_, is_banned, silenced_until), (_, other_is_banned, _)] = live["restrictions"]
+    # The last word on the ban was spoken in the batch before, that on the silence in this one.
+    assert (is_banned, silenced_until) == (False, (await log.read())[-1].recorded_at)
+    assert other_is_banned
 
 
 @pytest.mark.gen_test
@@ -132,6 +156,9 @@ async def test_an_account_is_found_by_its_safe_name(commands: Commands, models: 
     assert await models.accounts.by_name("fokabot") == Account(BOT_ID, "FokaBot")
     assert await models.accounts.by_name("Al Ice") is None
     assert await models.accounts.by_name("nobody") is None
+    for account_id, found in ((alice.account_id, alice), (BOT_ID, Account(BOT_ID, "FokaBot")), (77, None)):
+        assert await models.accounts.by_id(account_id) == found
+        assert [await models.account_by_id(account_id) for _ in range(2)] == [found] * 2
 
 
 @pytest.mark.gen_test
@@ -169,6 +196,11 @@ async def test_an_account_has_its_newest_token_only(commands: Commands, models: 
     assert await models.tokens.of_account(alice.account_id) == IssuedToken(3, token_digest(tokens[2]))
     found = [await models.tokens.account(token_digest(token)) for token in [*tokens, of_bob, "no token"]]
     assert found == [None, None, alice, bob, None]
+    assert await commands.token_generation(alice, tokens[2]) == 3
+    for not_hers in (*tokens[:2], of_bob, "no token"):
+        with pytest.raises(Refused) as refused:
+            await commands.token_generation(alice, not_hers)
+        assert refused.value.reason is Reason.INVALID_TOKEN
 
 
 @pytest.mark.gen_test
@@ -182,6 +214,9 @@ async def test_a_channel_is_found_by_its_safe_name_and_is_called_as_it_was_made(
     assert await models.channels.by_name("the_den") == den == Channel(den.channel_id, "The Den")
     assert await models.channels.by_name("announce") is not None
     assert await models.channels.by_name("the den") is None
+    for channel_id, found in ((den.channel_id, den), (den.channel_id + 1, None)):
+        assert await models.channels.by_id(channel_id) == found
+        assert [await models.channel_by_id(channel_id) for _ in range(2)] == [found] * 2
 
 
 @pytest.mark.gen_test
@@ -198,6 +233,9 @@ async def test_an_account_s_channels_come_in_the_order_in_which_it_came_to_them(
     assert await models.channels.of_account(alice.account_id) == [first, third]
     assert await models.channels.of_account(bob.account_id) == [second, third, first]
     assert await models.channels.of_account(BOT_ID) == []
+    memberships = await models.channels.memberships(bob.account_id)
+    assert [channel for channel, _ in memberships] == [second, third, first]
+    assert [since for _, since in memberships] == [second.channel_id, third.channel_id + 1, third.channel_id + 2]
     assert await models.channels.is_member(first.channel_id, bob.account_id)
     assert not await models.channels.is_member(second.channel_id, alice.account_id)
 
@@ -222,6 +260,61 @@ async def test_a_channel_s_newest_messages_come_oldest_first(commands: Commands,
     assert await models.messages.newest_in_channel(den, 2) == found[1:]
     assert await models.messages.newest_in_channel(Channel(den.channel_id + 999, "none"), 2) == []
     assert await models.messages.by_id(two) == found[1]
+
+
+@pytest.mark.gen_test
+async def test_what_somebody_missed_is_what_they_could_read_oldest_first(
+    commands: Commands, models: ReadModels, log: EventLog
+) -> None:
+    alice, bob, operator = await people(commands, "alice", "bob", OPERATOR)
+    for channel in ("den", "lair", "closed"):
+        await commands.make_channel(alice, channel, "c")
+    await say(commands, alice, "den", "before bob came")
+    await commands.add_member(alice, "den", "bob", "c")
+    await commands.add_member(alice, "lair", "bob", "c")
+    one, gone = await say(commands, alice, "den", "one", "gone")
+    [two] = await say(commands, operator, "announce", "two")
+    await say(commands, alice, "closed", "not for bob")
+    [three] = await say(commands, bob, "lair", "three")
+    await write_to(commands, alice, bob, "directly")
+    [four] = await say(commands, alice, "den", "four")
+    await commands.delete_message(alice, gone, "c")
+    head = await log.head()
+
+    found = await models.messages.missed(bob.account_id, 0, head, 10)
+
+    assert [(each.message_id, each.sender, each.text, each.channel) for each in found] == [
+        (one, "alice", "one", "den"),
+        (two, OPERATOR, "two", "announce"),
+        (three, "bob", "three", "lair"),
+        (four, "alice", "four", "den"),
+    ]
+    assert found[0] == await models.messages.by_id(one)
+    assert await models.messages.missed(bob.account_id, one, three, 10) == found[1:3]
+    assert await models.messages.missed(bob.account_id, one - 1, head, 2) == found[:2]
+    assert await models.messages.missed(bob.account_id, four, head, 10) == []
+    assert await models.messages.missed(77, 0, head, 10) == [found[1]]
+
+
+@pytest.mark.gen_test
+async def test_direct_messages_that_somebody_missed_are_those_received(
+    commands: Commands, models: ReadModels, log: EventLog
+) -> None:
+    alice, bob = await people(commands, "alice", "bob")
+    one, gone = await write_to(commands, alice, bob, "one", "gone")
+    await write_to(commands, bob, alice, "sent")
+    [two] = await write_to(commands, bob, bob, "to himself")
+    [three] = await write_to(commands, alice, bob, "three")
+    await commands.delete_message(alice, gone, "c")
+    head = await log.head()
+
+    found = await models.dms.missed(bob.account_id, 0, head, 10)
+
+    assert [each.message_id for each in found] == [one, two, three]
+    assert found[0] == await models.dms.by_id(one)
+    assert await models.dms.missed(bob.account_id, one, two, 10) == found[1:2]
+    assert await models.dms.missed(bob.account_id, 0, head, 2) == found[:2]
+    assert await models.dms.missed(77, 0, head, 2) == []
 
 
 @pytest.mark.gen_test
@@ -356,6 +449,10 @@ def fill(database: str) -> None:
             f"FROM generate_series(1, {LARGE}) AS n",
             "INSERT INTO dms SELECT n, CASE WHEN n <= 60 THEN 1011 ELSE 1000 + n % 10 END, 1000 + (n + 1) % 7, "
             f"'message ' || n, now() FROM generate_series(1, {LARGE}) AS n",
+            "INSERT INTO connections SELECT 'c' || n, n, 'node-' || n % 5000, n, 1 FROM generate_series(1, 10000) AS n",
+            "INSERT INTO verifications SELECT n, false FROM generate_series(1, 10000) AS n",
+            "INSERT INTO devices SELECT 'digest-' || n, n FROM generate_series(1, 10000) AS n",
+            "INSERT INTO restrictions SELECT n, true, NULL FROM generate_series(1, 10000) AS n",
         ):
             tables.run(connection, statement)
 
@@ -412,8 +509,39 @@ async def test_what_is_asked_of_200_000_messages_is_read_in_short_index_ranges(d
                 for account_id in (WRITER, RARE):
                     await messages.newest_of_sender(account_id, count)
                     await dms.newest_of_account(account_id, count)
+                for after in (0, LARGE // 2):
+                    await dms.missed(WRITER, after, LARGE, count)
             for plan in explaining.plans:
                 assert_short(plan, at_most=count)
+
+
+@pytest.mark.gen_test
+async def test_what_a_member_of_fifty_channels_missed_is_read_in_as_many_short_index_ranges(database: str) -> None:
+    with tables.connect(database) as connection:
+        for statement in (
+            "INSERT INTO accounts SELECT n, 'user ' || n, 'user_' || n, NULL FROM generate_series(1000, 1020) AS n",
+            "INSERT INTO channels SELECT n, 'channel ' || n, 'channel_' || n FROM generate_series(2, 100) AS n",
+            "INSERT INTO channels VALUES (1, 'announce', 'announce')",
+            "INSERT INTO members SELECT n, 1000, 50000 FROM generate_series(2, 51) AS n",
+            "INSERT INTO members SELECT n, 1001, 1 FROM generate_series(2, 100) AS n",
+            "INSERT INTO messages SELECT n, 1 + n % 100, 1000 + n % 20, 'message ' || n, now() "
+            "FROM generate_series(1, 100000) AS n",
+        ):
+            tables.run(connection, statement)
+    for analyzed in (False, True):
+        if analyzed:
+            with tables.connect(database) as connection:
+                tables.run(connection, "ANALYZE")
+        async with explainer(database) as explaining:
+            for after, count in ((0, 10), (99_000, 1000), (99_990, 1000), (100_000, 1000)):
+                await Messages(explaining).missed(1000, after, 100_000, count)
+
+        for plan, of_each, rows in zip(explaining.plans, (10, 10, 1, 0), (10, 510, 1, 0), strict=True):
+            assert plan["Actual Rows"] == rows
+            assert not {"Seq Scan", "Hash Join"} & {node["Node Type"] for node in nodes(plan)}
+            assert max(node.get("Rows Removed by Filter", 0) for node in nodes(plan)) == 0
+            # Of each channel an index of three levels and a page for each row; of a message the names with it.
+            assert buffers(plan) <= 51 * (4 + of_each) + 6 * rows + 80
 
 
 async def assert_that_one_thing_is_found_by_few_pages(database: str) -> None:
@@ -426,10 +554,17 @@ async def assert_that_one_thing_is_found_by_few_pages(database: str) -> None:
         await channels.by_name("channel_10")
         await channels.is_member(10, 1005)
         await channels.of_account(1005)
+        await channels.by_id(10)
+        await accounts.by_id(1005)
         await Messages(explaining).by_id(1234)
         await DirectMessages(explaining).by_id(1234)
+        await Presence(explaining).is_online(1005)
+        await Presence(explaining).open_of_node("node-7")
+        await Verification(explaining).status(1005)
+        await Verification(explaining).account_of_device("digest-1005")
+        await Moderations(explaining).restrictions(1005)
 
-    assert len(explaining.plans) == 9
+    assert len(explaining.plans) == 16
     for plan in explaining.plans:
         assert "Seq Scan" not in {node["Node Type"] for node in nodes(plan)}
         assert buffers(plan) <= 20

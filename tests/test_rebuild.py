@@ -11,6 +11,9 @@ import pytest
 
 import projections
 from chat.commands import Account, Channel, Commands
+from chat.connections import Connections
+from chat.moderation import Moderation
+from chat.names import BOT_ID, BOT_NAME
 from eventstore import rebuild as rebuild_module
 from eventstore.errors import LogError, LogUnavailable
 from eventstore.log import EventLog
@@ -60,6 +63,22 @@ async def converse(commands: Commands, name: str = "den") -> Account:
     return alice
 
 
+async def come_and_go(connections: Connections, moderation: Moderation, account: Account) -> None:
+    """Connections are opened, closed and opened again, and people are moderated."""
+    bot = Account(BOT_ID, BOT_NAME)
+    for n in range(10):
+        await connections.open(account, 1, f"c{n}", "c", device="phone")
+    await connections.open(bot, 1, "another", "c", device="phone")
+    await connections.close([(f"c{n}", account.account_id, 1) for n in range(0, 10, 2)], "gone")
+    for n in range(0, 10, 4):
+        await connections.open(account, 1, f"c{n}", "c", version=2)
+    for username in (account.username, account.username.replace("alice", "bob")):
+        await moderation.silence(bot, username, 60, "", "c")
+        await moderation.ban(bot, username, "", "c")
+    await moderation.remove_silence(bot, account.username, "c")
+    await moderation.unban(bot, account.username, "c")
+
+
 def schemas(database: str) -> list[str]:
     with tables.connect(database) as connection:
         query = "SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)' ORDER BY 1"
@@ -81,10 +100,18 @@ def identities(database: str) -> dict[str, int]:
 @pytest.mark.gen_test
 @pytest.mark.parametrize("range_size", [1, 7, 50_000])
 async def test_what_is_rebuilt_equals_what_was_kept_up(
-    commands: Commands, log: EventLog, database: str, range_size: int
+    commands: Commands,
+    connections: Connections,
+    models: ReadModels,
+    log: EventLog,
+    database: str,
+    range_size: int,
 ) -> None:
-    await converse(commands)
+    alice = await converse(commands)
+    await come_and_go(connections, Moderation(log, models), alice)
     before, tables_before = live(database), identities(database)
+
+    assert all(before.values())
 
     position = await rebuilt(database, range_size)
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chat import rules
 from chat.events import (
+    AccountBanned,
     AccountRegistered,
+    AccountSilenced,
+    AccountVerified,
+    BanRemoved,
     ChannelCreated,
+    DeviceClaimed,
     DirectMessageSent,
     MemberAdded,
     MessageDeleted,
     MessageSent,
+    SilenceRemoved,
     TokenIssued,
+    TokenRevoked,
     UsernameClaimed,
 )
 from chat.names import channel_name, safe_name
@@ -269,3 +278,109 @@ def test_a_message_is_deleted_by_its_sender_only() -> None:
     with pytest.raises(Refused) as refused:
         rules.delete_message(7, sender_id=1000, deleted_by=1001)
     assert refusal(refused) is Reason.NOT_YOUR_MESSAGE
+
+
+# --- devices, silences and bans ----------------------------------------------------------------------------------
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def test_an_account_without_a_device_is_verified_and_claims_none() -> None:
+    assert rules.verify(1000, None, verified_by_device=None) == (AccountVerified(1000, False, None), None)
+
+
+def test_a_device_is_claimed_by_the_first_account_that_it_verifies() -> None:
+    assert rules.verify(1000, "ab", verified_by_device=None) == (
+        AccountVerified(1000, False, "ab"),
+        DeviceClaimed(1000),
+    )
+
+
+def test_a_further_account_of_a_device_is_flagged_and_claims_nothing() -> None:
+    assert rules.verify(1001, "ab", verified_by_device=1000) == (AccountVerified(1001, True, "ab"), None)
+
+
+@pytest.mark.parametrize(
+    ("silenced_until", "seconds"),
+    [
+        (None, 0),
+        (NOW - timedelta(days=1), 0),
+        (NOW, 0),
+        (NOW + timedelta(microseconds=1), 1),
+        (NOW + timedelta(seconds=1), 1),
+        (NOW + timedelta(seconds=59.5), 60),
+        (NOW + timedelta(days=365), 365 * 24 * 60 * 60),
+    ],
+)
+def test_what_is_left_of_a_silence_is_counted_in_whole_seconds_upwards(
+    silenced_until: datetime | None, seconds: int
+) -> None:
+    assert rules.silence_left(silenced_until, NOW) == seconds
+
+
+def test_who_is_neither_banned_nor_silenced_may_speak() -> None:
+    rules.check_may_speak(is_banned=False, silenced_for=0)
+
+
+@pytest.mark.parametrize(
+    ("is_banned", "silenced_for", "reason", "seconds"),
+    [(True, 0, Reason.BANNED, None), (True, 5, Reason.BANNED, None), (False, 5, Reason.SILENCED, 5)],
+)
+def test_who_is_banned_or_silenced_may_not(
+    is_banned: bool, silenced_for: int, reason: Reason, seconds: int | None
+) -> None:
+    with pytest.raises(Refused) as refused:
+        rules.check_may_speak(is_banned=is_banned, silenced_for=silenced_for)
+
+    assert (refusal(refused), refused.value.seconds) == (reason, seconds)
+
+
+def test_somebody_is_silenced_whether_silenced_already_or_not_and_let_speak_only_if_silenced() -> None:
+    assert rules.silence(1000, 60, "spam", 1001) == AccountSilenced(1000, 60, "spam", 1001)
+    assert rules.remove_silence(1000, 1001, silenced_for=1) == SilenceRemoved(1000, 1001)
+    with pytest.raises(Refused) as refused:
+        rules.remove_silence(1000, 1001, silenced_for=0)
+    assert refusal(refused) is Reason.NOTHING_TO_UNDO
+
+
+def test_a_ban_is_for_those_who_are_no_operators_and_happens_once() -> None:
+    assert rules.ban(1000, "spam", 1001, is_operator=False, is_banned=False) == AccountBanned(1000, "spam", 1001)
+    assert rules.ban(1000, "spam", 1001, is_operator=False, is_banned=True) is None
+    with pytest.raises(Refused) as refused:
+        rules.ban(1000, "spam", 1001, is_operator=True, is_banned=False)
+    assert refusal(refused) is Reason.NOT_FOR_AN_OPERATOR
+
+
+def test_only_a_ban_is_removed() -> None:
+    assert rules.remove_ban(1000, 1001, is_banned=True) == BanRemoved(1000, 1001)
+    with pytest.raises(Refused) as refused:
+        rules.remove_ban(1000, 1001, is_banned=False)
+    assert refusal(refused) is Reason.NOTHING_TO_UNDO
+
+
+def test_a_token_is_revoked() -> None:
+    assert rules.revoke_token(1000, 4) == TokenRevoked(1000, 4)
+
+
+@pytest.mark.parametrize("seconds", [1, 60, 365 * 24 * 60 * 60])
+def test_a_silence_of_a_second_to_a_year_is_taken(seconds: int) -> None:
+    rules.check_silence(seconds)
+
+
+@pytest.mark.parametrize("seconds", [0, -5, 365 * 24 * 60 * 60 + 1])
+def test_another_silence_is_refused(seconds: int) -> None:
+    with pytest.raises(Malformed, match="1 to 31,536,000") as malformed:
+        rules.check_silence(seconds)
+
+    assert malformed.value.field == "seconds"
+
+
+def test_reasons_and_devices_may_be_empty_and_have_their_lengths() -> None:
+    for text in ("", "é" * 256):
+        rules.check_reason(text)
+        rules.check_device(text)
+    rules.check_reason("é" * 500)
+    with pytest.raises(Malformed, match="reason: must be at most 500"):
+        rules.check_reason("é" * 501)
+    with pytest.raises(Malformed, match="device: must be at most 256"):
+        rules.check_device("é" * 257)

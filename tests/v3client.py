@@ -31,16 +31,15 @@ from tornado.testing import bind_unused_port
 
 import projections
 from chat.commands import Commands
+from chat.connections import Connections
 from chat.passwords import PasswordHasher
 from eventstore.events import RecordedEvent
 from eventstore.log import EventLog
 from handlers.app import make_app
-from handlers.limits import FailureLimit, SlidingWindow
 from handlers.services import Services
 from handlers.serving import make_server
 from projections.models import ReadModels
-from projections.reading import Reading
-from tests.conftest import OPERATOR, SECRET
+from tests.conftest import NODE, OPERATOR, SECRET, make_services
 
 PASSWORD = "Passw0rd!"
 # An answer that takes longer counts as a hang.
@@ -172,7 +171,12 @@ class World(NamedTuple):
     v3: V3
     port: int
     log: EventLog
-    commands: Commands
+    services: Services
+
+    @property
+    def commands(self) -> Commands:
+        """The commands."""
+        return self.services.commands
 
     async def person(self) -> Person:
         """Somebody new."""
@@ -240,16 +244,11 @@ async def _world(conninfo: str) -> AsyncIterator[World]:
         models = ReadModels(log)
         commands = Commands(log, models, passwords, SECRET, operators=[OPERATOR])
         await commands.prepare()
-        services = Services(
-            commands=commands,
-            reading=Reading(models),
-            ready=lambda: log.ready,
-            messages_per_account=SlidingWindow(0, seconds=10),
-            failed_logins=FailureLimit(SlidingWindow(0, seconds=60)),
-        )
+        connections = Connections(log, models, SECRET, NODE)
+        services = make_services(commands, connections, models, log)
         http = AsyncHTTPClient(force_instance=True)
         async with serving(services) as port:
-            yield World(V3(f"http://127.0.0.1:{port}", http), port, log, commands)
+            yield World(V3(f"http://127.0.0.1:{port}", http), port, log, services)
         http.close()
     passwords.close()
 

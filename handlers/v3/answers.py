@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from chat.commands import Channel
@@ -31,6 +32,8 @@ REFUSALS: dict[Reason, tuple[int, str]] = {
     Reason.MESSAGE_NOT_FOUND: (404, "Message not found!"),
     Reason.NOT_YOUR_MESSAGE: (403, "You can only delete your messages!"),
     Reason.NOT_A_READER: (403, "Your not allowed to read this message!"),
+    Reason.SILENCED: (403, "You are silenced for {seconds} seconds!"),
+    Reason.BANNED: (403, "You are banned!"),
 }
 
 
@@ -46,9 +49,14 @@ def shown(message: Message | DirectMessage) -> dict[str, Any]:
         body["recipient"] = message.recipient
     else:
         body["channel"] = message.channel
-    # The encoder writes a moment as it must be, ten times as fast, but leaves the microseconds out where they are zero.
-    body["timestamp"] = message.sent_at if message.sent_at.microsecond else rfc3339(message.sent_at)
+    body["timestamp"] = timestamp(message.sent_at)
     return body
+
+
+def timestamp(moment: datetime) -> datetime | str:
+    """A moment for the encoder to write, as the contract wants it: in UTC with microseconds."""
+    # The encoder writes it as it must be, ten times as fast, but leaves the microseconds out where they are zero.
+    return moment if moment.microsecond else rfc3339(moment)
 
 
 def shown_channel(channel: Channel) -> dict[str, Any]:

@@ -144,6 +144,16 @@ def whole_id(value: Number) -> int:
     return number
 
 
+_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
+
+
+def idempotency_key(field: str, key: str) -> str:
+    """A key by which a repeat is known; raises `Malformed`."""
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise Malformed(field, "must be 1 to 255 visible ASCII characters")
+    return key
+
+
 def _whole(field: str, value: Number, most: int) -> int:
     """A whole number from 1, given as such or as a string of digits; `most` if it is larger."""
     if isinstance(value, str):

@@ -17,13 +17,17 @@ B_co = TypeVar("B_co", bound=Body, covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[B_co]):
-    """One request, decoded and checked: its body, the request's id and the caller's address."""
+    """One request, decoded and checked: its body, the request's id and the caller's address.
+
+    `account` is who calls, where that is known before the call: on a registered connection.
+    """
 
     body: B_co
     services: Services
     request_id: str
     address: str
     idempotency_key: str | None = None
+    account: Account | None = None
 
     @property
     def commands(self) -> Commands:
@@ -38,6 +42,8 @@ class Call(Generic[B_co]):
 
 async def account_of(call: Call[WithToken]) -> Account:
     """The account whose token the call carries; refuses an invalid one."""
+    if call.account is not None:
+        return call.account
     return await call.commands.authenticate(call.body.token)
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from tornado.routing import URLSpec
 
-from chat.refusals import Malformed
 from handlers.http import JsonHandler
 from handlers.services import Services
 from handlers.v3 import ENDPOINTS
 from handlers.v3.answers import REFUSALS
-from handlers.v3.bodies import Decoder, decoder
+from handlers.v3.bodies import Decoder, decoder, idempotency_key
 from handlers.v3.call import Call, Endpoint
-
-_IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,255}")
 
 
 class V3Handler(JsonHandler):
@@ -40,9 +36,7 @@ class V3Handler(JsonHandler):
 
     def _idempotency_key(self) -> str | None:
         key = self.request.headers.get("Idempotency-Key")
-        if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-            raise Malformed("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
-        return key
+        return None if key is None else idempotency_key("Idempotency-Key", key)
 
 
 def routes(services: Services) -> list[URLSpec]:
