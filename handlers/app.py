@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import structlog
 from tornado import web
+from tornado.routing import URLSpec
 
 from handlers import ops
+from handlers.bancho import http as bancho
 from handlers.http import NotFound
 from handlers.services import Services
 from handlers.v3 import http as v3
@@ -15,12 +18,12 @@ from handlers.v3 import http as v3
 _log = structlog.get_logger("handlers.access")
 
 
-def make_app(services: Services) -> web.Application:
-    """The application that serves HTTP."""
+def make_app(services: Services, realtime: Sequence[URLSpec] = ()) -> web.Application:
+    """The application that serves HTTP, with the routes of real time."""
     # Tornado asks for a line for each request; at other levels nobody would read it.
     verbose = logging.getLogger("handlers.access").isEnabledFor(logging.DEBUG)
     return web.Application(
-        [*v3.routes(services), *ops.routes(services)],
+        [*v3.routes(services), *bancho.routes(services), *ops.routes(services), *realtime],
         default_handler_class=NotFound,
         log_function=_log_request if verbose else _log_nothing,
     )
@@ -33,6 +36,7 @@ def _log_nothing(handler: web.RequestHandler) -> None:
 def _log_request(handler: web.RequestHandler) -> None:
     """A line for each request, for those who ask for so much (`log_level` debug)."""
     request = handler.request
+    # The path alone: a key may stand in the query.
     _log.debug(
         "answered",
         method=request.method,

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from chat.commands import Commands
+from chat.connections import Connections
 from handlers.limits import FailureLimit, SlidingWindow
+from projections.models import ReadModels
+from projections.presence import Presence
 from projections.reading import Reading
+from projections.verification import Verification
 
 
 class InFlight:
@@ -38,8 +43,28 @@ class Services:
     """Everything that handlers need of the rest of the house."""
 
     commands: Commands
+    connections: Connections
     reading: Reading
+    models: ReadModels
     ready: Callable[[], bool]
+    log_head: Callable[[], Awaitable[int]]
     messages_per_account: SlidingWindow
     failed_logins: FailureLimit
+    # Whether a restart was asked for: from then on this node only ends what it has begun.
+    restarting: Callable[[], bool]
+    # Counts of this process's real-time connections: how many are `open`, were `opened`, were `closed` (by reason), how
+    # many packets were `delivered` to them, in how many `delivered_bytes`.
+    connection_statistics: Callable[[], Mapping[str, Any]]
+    # The key of the Bancho API's internal endpoints; without one they refuse everybody.
+    ci_key: str | None = None
     in_flight: InFlight = field(default_factory=InFlight)
+
+    @property
+    def presence(self) -> Presence:
+        """Who is online."""
+        return self.models.presence
+
+    @property
+    def verification(self) -> Verification:
+        """Who is verified."""
+        return self.models.verification

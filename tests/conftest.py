@@ -23,6 +23,7 @@ from tornado.web import Application
 
 import projections
 from chat.commands import Commands
+from chat.connections import Connections
 from chat.passwords import PasswordHasher
 from eventstore.embedded import EmbeddedPostgres
 from eventstore.log import EventLog
@@ -39,6 +40,8 @@ T = TypeVar("T")
 
 SECRET = b"a secret for the tests"
 OPERATOR = "Operator"
+CI_KEY = "the key of the tests"
+NODE = "test-node"
 _numbers = itertools.count(1)
 
 
@@ -55,15 +58,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     postgres.stop()
 
 
-@pytest.fixture
-def database(cluster: str) -> Iterator[str]:
-    """A migrated, empty database of its own; its connection string."""
+def own_database(cluster: str) -> Iterator[str]:
+    """The body of a fixture: a migrated, empty database of its own; its connection string."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template_for_tests STRATEGY FILE_COPY')
     yield make_conninfo(cluster, dbname=name)
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def database(cluster: str) -> Iterator[str]:
+    """A migrated, empty database for one test; its connection string."""
+    yield from own_database(cluster)
 
 
 @pytest.fixture
@@ -151,14 +159,34 @@ def commands(io_loop: IOLoop, log: EventLog, models: ReadModels, passwords: Pass
 
 
 @pytest.fixture
-def services(commands: Commands, models: ReadModels, log: EventLog) -> Services:
+def connections(log: EventLog, models: ReadModels) -> Connections:
+    """The commands about connections, on behalf of a node."""
+    return Connections(log, models, SECRET, NODE)
+
+
+@pytest.fixture
+def services(commands: Commands, connections: Connections, models: ReadModels, log: EventLog) -> Services:
     """What the handlers call, without limits."""
+    return make_services(commands, connections, models, log)
+
+
+NO_CONNECTIONS = {"open": 0, "opened": 0, "closed": {}, "delivered": 0, "delivered_bytes": 0}
+
+
+def make_services(commands: Commands, connections: Connections, models: ReadModels, log: EventLog) -> Services:
+    """What the handlers call, without limits, real-time connections and a restart under way."""
     return Services(
         commands=commands,
+        connections=connections,
         reading=Reading(models),
+        models=models,
         ready=lambda: log.ready,
+        log_head=log.head,
         messages_per_account=SlidingWindow(0, seconds=10),
         failed_logins=FailureLimit(SlidingWindow(0, seconds=60)),
+        restarting=lambda: False,
+        connection_statistics=lambda: NO_CONNECTIONS,
+        ci_key=CI_KEY,
     )
 
 

@@ -1,4 +1,5 @@
-"""Is it alive, can it serve: `/healthz` and `/readyz`, and what V3 answers while the database is away or broken.
+"""Is it alive, can it serve, how is it doing: `/healthz`, `/readyz` and `/metrics`; and what V3 answers while the
+database is away or broken.
 
 The faults are real: backends are terminated, and the database takes no connections until it is allowed to again.
 """
@@ -6,21 +7,25 @@ The faults are real: backends are terminated, and the database takes no connecti
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import psycopg
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 from tornado.httpclient import AsyncHTTPClient
 
 from eventstore.log import EventLog
+from handlers.services import Services
 from handlers.v3 import ENDPOINTS
+from tests.conftest import NO_CONNECTIONS
 from tests.tables import Outage
-from tests.v3client import PASSWORD, V3, Person, credentials, texts, until
+from tests.v3client import PASSWORD, V3, Person, credentials, serving, texts, until
 
 READY = (200, {"status": "ready"})
 NOT_READY = (503, {"status": "not ready", "message": "The log cannot be reached now!"})
@@ -107,7 +112,7 @@ async def test_readyz_is_200_once_the_log_listens(v3: V3, log: EventLog, slash: 
     assert answer.said == READY
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
 @pytest.mark.gen_test
 async def test_any_other_method_is_405(v3: V3, path: str) -> None:
     answer = await v3.ask(path, b"{}", method="POST")
@@ -153,6 +158,58 @@ async def test_readyz_is_503_while_other_processes_events_cannot_arrive(v3: V3, 
     assert answer == NOT_READY
     # Nobody else is heard, but what is asked here can be done.
     assert sent.status == 200
+
+
+async def metrics(services: Services, http: AsyncHTTPClient, **counts: object) -> dict[str, object]:
+    """The values of all samples, by their names, with a reason in brackets; as Prometheus would read them."""
+    told = dataclasses.replace(services, connection_statistics=lambda: NO_CONNECTIONS | counts)
+    async with serving(told) as port:
+        response = await http.fetch(f"http://127.0.0.1:{port}/metrics")
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    families = list(text_string_to_metric_families(response.body.decode()))
+    assert all(family.documentation and family.type in ("gauge", "counter") for family in families)
+    return {
+        sample.name + "".join(f"[{reason}]" for reason in sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+@pytest.mark.gen_test
+async def test_metrics_are_what_prometheus_reads(
+    services: Services, log: EventLog, http_client: AsyncHTTPClient
+) -> None:
+    await log.listening()
+    closed = {"ping timeout": 2, 'a "quoted"\nreason \\': 1}
+
+    read = await metrics(
+        services, http_client, open=3, opened=6, closed=closed, delivered=10**15 + 1, delivered_bytes=200
+    )
+
+    assert read == {
+        "minutebook_connections_open": 3,
+        "minutebook_connections_opened_total": 6,
+        "minutebook_connections_closed_total[ping timeout]": 2,
+        'minutebook_connections_closed_total[a "quoted"\nreason \\]': 1,
+        "minutebook_delivered_total": 10**15 + 1,
+        "minutebook_delivered_bytes_total": 200,
+        "minutebook_log_ready": 1,
+        "minutebook_log_head_position": await log.head(),
+    }
+
+
+@pytest.mark.gen_test
+async def test_metrics_are_told_while_the_log_is_lost_but_for_its_head(
+    services: Services, log: EventLog, outage: Outage, http_client: AsyncHTTPClient
+) -> None:
+    await log.listening()
+
+    with away(outage):
+        await until(lambda: not log.ready, "the loss is noticed", within=2)
+        read = await metrics(services, http_client, open=3)
+
+    assert (read["minutebook_log_ready"], read["minutebook_connections_open"]) == (0, 3)
+    assert "minutebook_log_head_position" not in read
 
 
 @pytest.mark.gen_test

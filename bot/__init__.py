@@ -1,0 +1,1 @@
+"""FokaBot: it reads along, and answers those who speak to it."""
