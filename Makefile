@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed-run
 TEST_STAMP := $(VENV)/.installed-test
 BENCH_STAMP := $(VENV)/.installed-bench
+JAVASCRIPT := tests/javascript
+# What npm writes when it has installed everything.
+JAVASCRIPT_STAMP := $(JAVASCRIPT)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Universal: one file for all platforms and versions of Python that we support; with hashes, and no registry's address.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
@@ -16,7 +19,7 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test quick check format lock bench clean
+.PHONY: help install run test quick check format lock bench clean fuzz
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -26,10 +29,10 @@ install: $(RUN_STAMP) ## make .venv with what the server needs
 run: $(RUN_STAMP) ## start the server (options: make run ARGS="--port 9000")
 	@exec $(BIN)/minutebook serve $(ARGS)
 
-test: check ## run the checks and all tests
+test: check $(JAVASCRIPT_STAMP) ## run the checks and all tests
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-quick: $(TEST_STAMP) ## run the tests but the slow ones
+quick: $(TEST_STAMP) $(JAVASCRIPT_STAMP) ## run the tests but the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(ARGS)
 
 # The peers that we measure against are installed for it too: the types of bench/ are checked like all others.
@@ -46,6 +49,10 @@ bench: $(BENCH_STAMP) ## measure, beside others on the same machine
 	$(BIN)/python -m bench.append
 	$(BIN)/python -m bench.http
 	$(BIN)/python -m bench.rebuild
+	$(BIN)/python -m bench.fanout
+
+fuzz: $(TEST_STAMP) ## fuzz the parsers for ten minutes (less: make fuzz ARGS="--seconds 60")
+	$(BIN)/python -m tests.fuzz_protocols $(ARGS)
 
 lock: $(TEST_STAMP) ## pin anew what is installed, after a change of setup.cfg
 	$(PIP) uv
@@ -54,7 +61,7 @@ lock: $(TEST_STAMP) ## pin anew what is installed, after a change of setup.cfg
 	$(COMPILE) --extra build --extra test --extra bench setup.cfg -o requirements/bench.txt
 
 clean: ## remove .venv and what tools leave behind
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(JAVASCRIPT)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
 
 # The environment is made anew when an interpreter is missing from it (the folder was moved), and its packages
 # are installed again when a lock file or setup.cfg is newer than the stamp.
@@ -74,4 +81,9 @@ $(TEST_STAMP): requirements/test.txt $(RUN_STAMP)
 
 $(BENCH_STAMP): requirements/bench.txt $(TEST_STAMP)
 	$(PIP) --require-hashes -r requirements/bench.txt
+	@touch $@
+
+# npm and Node come with the packages for the tests. The lock file names no registry: npm asks the one that it is set up with.
+$(JAVASCRIPT_STAMP): $(JAVASCRIPT)/package-lock.json $(JAVASCRIPT)/package.json $(TEST_STAMP)
+	$(BIN)/npm --prefix $(JAVASCRIPT) --loglevel error ci
 	@touch $@

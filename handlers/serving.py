@@ -6,6 +6,7 @@ time. Here the server notes when it began to wait for a client, and looks throug
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Awaitable
 from typing import Any
@@ -16,26 +17,30 @@ from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.web import Application
 
+from realtime.door import Door
+
 # Seconds that a connection may be idle, or take to send a request's headers; and that a body may take.
 IDLE_SECONDS = 120.0
 BODY_SECONDS = 20.0
 _LOOK_EVERY = 5.0
 
 
-def make_server(application: Application) -> HTTPServer:
+def make_server(application: Application, door: Door | None = None) -> HTTPServer:
     """The HTTP server for the application, with its limits in time; those in size are kept by the handlers.
 
-    Tornado's own limit of a body's size would answer without a word, and by 400.
+    Connections come to it through the door, if there is one. Tornado's own limit of a body's size would answer without
+    a word, and by 400.
     """
-    return _Server(application, max_body_size=1 << 62)
+    return _Server(application, door=door, max_body_size=1 << 62)
 
 
 class _Server(HTTPServer):
     """Closes connections whose clients keep it waiting."""
 
-    def initialize(self, *args: Any, **kwargs: Any) -> None:
+    def initialize(self, *args: Any, door: Door | None = None, **kwargs: Any) -> None:
         """Sets up as Tornado does, without its timers."""
         super().initialize(*args, **kwargs)
+        self._door = door
         self.conn_params.header_timeout = None
         self._deadlines: dict[HTTP1ServerConnection, float] = {}
         self._sweeper = PeriodicCallback(self._sweep, _LOOK_EVERY * 1000)
@@ -47,6 +52,15 @@ class _Server(HTTPServer):
     def stop(self) -> None:
         super().stop()
         self._sweeper.stop()
+        if self._door is not None:
+            self._door.close()
+
+    def _handle_connection(self, connection: socket.socket, address: Any) -> None:
+        # What is under TLS, nobody can look at from outside.
+        if self._door is None or self.ssl_options is not None:
+            super()._handle_connection(connection, address)
+        else:
+            self._door.knock(connection, address, super()._handle_connection)
 
     def start_request(self, server_conn: object, request_conn: httputil.HTTPConnection) -> httputil.HTTPMessageDelegate:
         delegate = super().start_request(server_conn, request_conn)
