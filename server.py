@@ -11,10 +11,11 @@ import contextlib
 import fcntl
 import gc
 import os
+import resource
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from socket import socket
@@ -26,23 +27,37 @@ from tornado.netutil import bind_sockets
 
 import projections
 from audit import cli
-from chat.commands import Commands
+from bot.fokabot import FokaBot
+from chat.commands import Commands, utc_now
+from chat.connections import Connections
+from chat.moderation import Moderation
+from chat.nodes import close_ghosts, watch_others
 from chat.passwords import PasswordHasher
 from eventstore.embedded import EmbeddedPostgres, make_data_dir
+from eventstore.errors import LogUnavailable
+from eventstore.ids import new_id
+from eventstore.leases import Leases
 from eventstore.log import EventLog
 from eventstore.migrate import migrate
 from handlers.app import make_app
 from handlers.limits import FailureLimit, SlidingWindow
 from handlers.services import Services
 from handlers.serving import make_server
+from handlers.sockets.audit_stream import AuditStream
+from handlers.sockets.chat import ChatSockets, Options
 from projections.models import ReadModels
 from projections.reading import Reading
+from realtime.server import Server as SocketServer
 from settings import Settings
 
 _log = structlog.get_logger("server")
 
-# How long requests in flight may take to end once the server was told to stop.
-_GRACE_SECONDS = 8.0
+# How long requests in flight may take to end once the server was told to stop. All in all an end takes less than 10 s.
+_GRACE_SECONDS = 3.0
+# And giving the lease back.
+_RELEASE_SECONDS = 0.5
+_BACKLOG = 1024
+_PATH = "/socket.io/"
 _LISTENING_SECONDS = 5.0
 
 
@@ -63,6 +78,7 @@ async def serve(settings: Settings) -> None:
         if settings.database_url is None:
             make_data_dir(settings.data_dir)
         stack.enter_context(_only_server_in(settings.data_dir))
+        _raise_descriptor_limit()
         sockets = stack.enter_context(_listening_sockets(settings))
         secret = settings.secret.encode() if settings.secret else _kept_secret(settings.data_dir / "secret")
 
@@ -82,34 +98,77 @@ async def serve(settings: Settings) -> None:
         models = ReadModels(log)
         commands = Commands(log, models, passwords, secret, settings.operators)
         await commands.prepare()
+        moderation = Moderation(log, models, settings.operators)
+        bot = FokaBot(log, models, commands, moderation, draw=lambda most: secrets.randbelow(most) + 1, clock=utc_now)
+        parts["fokabot"] = bot.run
+
+        node_id = _kept_node_id(settings.data_dir / "node")
+        connections = Connections(log, models, secret, node_id)
+        leases = Leases(conninfo, node_id)
+        stack.push_async_callback(leases.close)
+        await close_ghosts(node_id, connections)
+        await leases.renew()
+        stack.push_async_callback(_release, leases)
+        parts["lease"] = leases.run
+        parts["lost nodes"] = lambda: watch_others(leases, connections, models.presence.nodes)
+
+        realtime = _socket_server(settings)
+        options = Options(secret, settings.recovery_window, settings.channel_event)
+        chat = ChatSockets(realtime, log, commands, connections, models, options, stopping.set)
+        AuditStream(realtime, log, settings.audit_key)
+        await chat.start()
+        parts["fan-out"] = chat.fanout.run
+        parts["presence"] = chat.registry.run
+
         services = Services(
             commands=commands,
+            connections=connections,
             reading=Reading(models),
+            models=models,
             ready=lambda: log.ready,
+            log_head=log.head,
             messages_per_account=SlidingWindow(settings.rate_limit, seconds=10),
             failed_logins=FailureLimit(SlidingWindow(settings.login_limit, seconds=60)),
+            restarting=lambda: chat.is_restarting,
+            connection_statistics=lambda: realtime.statistics,
+            ci_key=settings.ci_key,
         )
-        server = make_server(make_app(services))
+        chat.serve(services)
+        server = make_server(make_app(services, realtime.routes(_PATH)), realtime.door(_PATH))
         # Whoever reads the line that the server listens finds it ready; without LISTEN it would only be slower.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LISTENING_SECONDS):
                 await log.listening()
         server.add_sockets(sockets)
-        stack.push_async_callback(_finish_requests, server, services)
         # What stands by now stays: the collector need not look through it again and again.
         gc.collect()
         gc.freeze()
         _say_hello(settings, sockets)
-        await _run_until(stopping, parts)
-        _log.info("stopping")
+        await _run_until(stopping, parts, lambda: _wind_down(server, services, chat))
 
 
-async def _run_until(stopping: asyncio.Event, parts: dict[str, Callable[[], Coroutine[Any, Any, None]]]) -> None:
-    """Runs named tasks until `stopping` is set; raises what ended one of them before."""
+def _socket_server(settings: Settings) -> SocketServer:
+    return SocketServer(
+        ping_interval=settings.ping_interval,
+        ping_timeout=settings.ping_timeout,
+        max_payload=settings.max_payload,
+        max_backlog=settings.max_backlog,
+        cors_origin=settings.cors_origin,
+    )
+
+
+async def _run_until(
+    stopping: asyncio.Event,
+    parts: dict[str, Callable[[], Coroutine[Any, Any, None]]],
+    wind_down: Callable[[], Awaitable[None]],
+) -> None:
+    """Runs named tasks until `stopping` is set, then winds down while they still run; raises what ended one of them."""
     tasks = [asyncio.create_task(part(), name=name) for name, part in parts.items()]
     stop = asyncio.create_task(stopping.wait(), name="stop signal")
     try:
         done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        _log.info("stopping")
+        await wind_down()
         for task in done - {stop}:
             _log.error("a part of the server ended", part=task.get_name())
             task.result()
@@ -119,15 +178,30 @@ async def _run_until(stopping: asyncio.Event, parts: dict[str, Callable[[], Coro
         await asyncio.gather(stop, *tasks, return_exceptions=True)
 
 
-async def _finish_requests(server: HTTPServer, services: Services) -> None:
-    """Takes no more connections, lets requests in flight end, and closes what is left."""
+async def _wind_down(server: HTTPServer, services: Services, chat: ChatSockets) -> None:
+    """Tells the listeners, takes no more connections, lets what is in flight end, and closes what is left."""
+    await chat.announce_stop()
     server.stop()
     try:
         async with asyncio.timeout(_GRACE_SECONDS):
             await services.in_flight.ended()
     except TimeoutError:
         _log.warning("requests in flight took too long and were cut off")
+    await chat.stop()
     await server.close_all_connections()
+
+
+async def _release(leases: Leases) -> None:
+    """Gives the lease back; without the database it lapses by itself."""
+    with contextlib.suppress(LogUnavailable, TimeoutError):
+        async with asyncio.timeout(_RELEASE_SECONDS):
+            await leases.release()
+
+
+def _raise_descriptor_limit() -> None:
+    """Lets the process have as many connections as the system grants it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _say_hello(settings: Settings, sockets: Sequence[socket]) -> None:
@@ -183,7 +257,7 @@ def _only_server_in(data_dir: Path) -> Iterator[None]:
 def _listening_sockets(settings: Settings) -> Iterator[list[socket]]:
     """The sockets of the address and port, bound before anything slow begins."""
     try:
-        sockets = bind_sockets(settings.port, settings.address)
+        sockets = bind_sockets(settings.port, settings.address, backlog=_BACKLOG)
     except OSError as error:
         raise cli.CommandFailed(
             f"cannot listen on {settings.address} port {settings.port}: {error.strerror or error}"
@@ -195,23 +269,30 @@ def _listening_sockets(settings: Settings) -> Iterator[list[socket]]:
             listening.close()
 
 
+def _kept_node_id(path: Path) -> str:
+    """The name of this node, made at the first start: by it the next life finds what the last one left open."""
+    if not path.exists():
+        _write_whole(path, new_id())
+    return path.read_text().strip()
+
+
 def _kept_secret(path: Path) -> bytes:
     """The secret in the file, made at the first start; readable for the server's user alone."""
     if not path.exists():
-        _make_secret(path)
+        _write_whole(path, secrets.token_hex(32))
     secret = path.read_bytes().strip()
     if len(secret) < 16:
         raise cli.CommandFailed(f"{path} does not hold a secret: put back the file that this log was made with")
     return secret
 
 
-def _make_secret(path: Path) -> None:
-    """Writes a new secret, whole or not at all, and on the disk before the log begins that it belongs to."""
-    unfinished = path.with_name("secret.new")
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a new file, whole or not at all, and on the disk before anything is made that belongs to it."""
+    unfinished = path.with_name(f"{path.name}.new")
     unfinished.unlink(missing_ok=True)
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_hex(32).encode() + b"\n")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{text}\n")
         file.flush()
         os.fsync(file.fileno())
     unfinished.rename(path)

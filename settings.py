@@ -70,6 +70,12 @@ def _database_url(text: str) -> str:
     return _text(text)
 
 
+def _event_name(text: str) -> str:
+    if text in ("connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"):
+        raise ValueError(f"must not be {text}, which is an event of Socket.IO itself")
+    return _text(text)
+
+
 def _secret(text: str) -> str:
     if len(text) < 16:
         raise ValueError("must be at least 16 characters long")
@@ -100,11 +106,35 @@ class Settings:
     ci_key: str | None = _field(
         None, "key of the Bancho API's internal endpoints; without one they refuse", _text, secret=True
     )
-    operators: tuple[str, ...] = _field((), "usernames, separated by commas, that may write announcements", _names)
+    operators: tuple[str, ...] = _field(
+        (), "usernames, separated by commas, that may write announcements and moderate", _names
+    )
     bcrypt_cost: int = _field(12, "cost of password hashes, each step doubles it", whole(4, 20))
     rate_limit: int = _field(50, "messages that an account may send in 10 s; 0 for no limit", whole(0, 1_000_000))
     login_limit: int = _field(
         10, "failed logins in a minute, for each address and for each name; 0 for no limit", whole(0, 1_000_000)
+    )
+    channel_event: str = _field(
+        "new_message", "what listeners are told of a channel's message by (a Socket.IO event)", _event_name
+    )
+    recovery_window: int = _field(
+        86_400, "seconds in which a listener that was away can go on where it was", whole(0, 31_536_000)
+    )
+    audit_key: str | None = _field(
+        None, "key of the auditors' stream, namespace /log; without one it refuses", _text, secret=True
+    )
+    cors_origin: str = _field(
+        "*",
+        "origin whose web pages may connect by Socket.IO; * for all (connections need a token, not a cookie)",
+        _text,
+    )
+    ping_interval: int = _field(25, "seconds between the heartbeats of a connection", whole(1, 3600))
+    ping_timeout: int = _field(20, "seconds in which a client must answer a heartbeat", whole(1, 3600))
+    max_payload: int = _field(
+        1_000_000, "bytes that a message of a Socket.IO client may have", whole(1000, 100_000_000)
+    )
+    max_backlog: int = _field(
+        1 << 20, "bytes that may wait for a client that does not read; more ends its connection", whole(1000, 1 << 30)
     )
     log_level: str = _field("info", "debug, info, warning or error", choice("debug", "info", "warning", "error"))
 

@@ -22,18 +22,30 @@ async def close_ghosts(node_id: str, connections: Connections) -> None:
 
 
 async def watch_others(leases: Leases, connections: Connections, nodes: Callable[[], Awaitable[Iterable[str]]]) -> None:
-    """Closes, for ever, what nodes left open that hold no lease any more; `nodes` tells those with open connections."""
+    """Closes, for ever, what nodes left open that hold no lease any more; `nodes` tells those with open connections.
+
+    A node must be missed at two looks in a row: when the database was away for longer than a lease lasts, nobody could
+    renew his, and whoever is back first must not take the others for dead.
+    """
+    missed: set[str] = set()
     while True:
         try:
-            await _close_lost(leases, connections, nodes)
+            missed_now = await _missed(leases, nodes)
+            await _close_lost(leases, connections, missed & missed_now)
+            missed = missed_now
         except LogUnavailable as error:
+            missed = set()
             _log.warning("nobody could look after lost nodes", error=str(error))
         await asyncio.sleep(RENEW_SECONDS)
 
 
-async def _close_lost(leases: Leases, connections: Connections, nodes: Callable[[], Awaitable[Iterable[str]]]) -> None:
-    # In this order: a node takes its lease before it opens anything.
-    lost = set(await nodes()).difference(await leases.alive())
+async def _missed(leases: Leases, nodes: Callable[[], Awaitable[Iterable[str]]]) -> set[str]:
+    # In this order: this node is none of them, and another one takes its lease before it opens anything.
+    await leases.renew()
+    return set(await nodes()).difference(await leases.alive())
+
+
+async def _close_lost(leases: Leases, connections: Connections, lost: set[str]) -> None:
     if lost:
         closed = await connections.sweep(sorted(lost))
         _log.warning("nodes were lost, and their connections closed", nodes=sorted(lost), count=closed)

@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import sqlalchemy as sa
 import structlog
@@ -23,6 +23,8 @@ from eventstore.tables import node_leases
 
 RENEW_SECONDS = 5.0
 LEASE_SECONDS = 20.0
+# After an outage a node must be heard of before the others have looked for it twice.
+_RETRY_SECONDS = 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -57,14 +59,12 @@ _RELEASE = Statement(sa.delete(node_leases).where(_node))
 class Leases:
     """The lease of the node `node_id`, and what is known of the others'.
 
-    It has a connection of its own, so that a busy log does not make a node look dead. `on_lapse` is called when a
-    renewal finds that the lease, which was held before, had lapsed.
+    It has a connection of its own, so that a busy log does not make a node look dead.
     """
 
-    def __init__(self, conninfo: str, node_id: str, on_lapse: Callable[[], None] | None = None) -> None:
+    def __init__(self, conninfo: str, node_id: str) -> None:
         self._reader = Reader(conninfo, size=1)
         self._node_id = node_id
-        self._on_lapse = on_lapse
         self._taken = False
 
     async def run(self) -> None:
@@ -74,17 +74,18 @@ class Leases:
                 await self.renew()
             except LogUnavailable as error:
                 _log.warning("the node's lease could not be renewed", error=str(error))
-            await asyncio.sleep(RENEW_SECONDS)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                await asyncio.sleep(RENEW_SECONDS)
 
-    async def renew(self) -> None:
-        """Takes the lease, or renews it; raises `LogUnavailable` when the database cannot be reached."""
+    async def renew(self) -> bool:
+        """Takes the lease, or renews it; returns whether it had lapsed. Raises `LogUnavailable`."""
         [(held,)] = await self._reader.fetch(_RENEW, node_id=self._node_id)
         lapsed = self._taken and not held
         self._taken = True
         if lapsed:
             _log.warning("the node's lease had lapsed", node_id=self._node_id)
-            if self._on_lapse is not None:
-                self._on_lapse()
+        return lapsed
 
     async def expired(self) -> list[str]:
         """The nodes whose leases have lapsed."""

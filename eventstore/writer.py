@@ -22,7 +22,7 @@ import structlog
 from eventstore import canonical, wire
 from eventstore.append import AppendStatements
 from eventstore.backoff import Backoff
-from eventstore.connection import TIMEOUT, Connection, Row, UniqueViolated
+from eventstore.connection import Connection, Row, UniqueViolated
 from eventstore.errors import InvalidEvent, LogError, LogUnavailable, WrongVersion
 from eventstore.events import Appended, Context, RecordedEvent, StreamWrite
 from eventstore.ids import new_id
@@ -33,6 +33,8 @@ MAX_BATCH_EVENTS = 500
 MAX_BATCH_BYTES = 1 << 20
 # From twice as many callers on, two batches take turns.
 OVERLAP = 24
+# What is being committed when the log is closed may take so long to end.
+CLOSE_SECONDS = 1.5
 _RACES = 20
 
 _log = structlog.get_logger(__name__)
@@ -195,7 +197,7 @@ class Writer:
         self._closing = True
         waiting = [pending.future for pending in (*self._in_flight, *self._queue)]
         if waiting and self._connection is not None:
-            await asyncio.wait(waiting, timeout=TIMEOUT)
+            await asyncio.wait(waiting, timeout=CLOSE_SECONDS)
         await self._disconnect(LogUnavailable("the log was closed"))
 
     async def _reconnect(self, backoff: Backoff) -> Connection:

@@ -136,10 +136,9 @@ class Outlet:
 class Room:
     """A set of outlets, and the array of their descriptors, made when it is needed."""
 
-    __slots__ = ("_direct", "_fds", "_indirect", "members", "name")
+    __slots__ = ("_direct", "_fds", "_indirect", "members")
 
-    def __init__(self, name: object = None, members: Iterable[Outlet] = ()) -> None:
-        self.name = name
+    def __init__(self, members: Iterable[Outlet] = ()) -> None:
         self.members = dict.fromkeys(members)
         self._fds: array[int] | None = None
         self._direct: list[Outlet] = []
@@ -201,7 +200,7 @@ class Hub:
     def publish(self, room: Room, parcel: Parcel, skip: Outlet | None = None) -> None:
         """Sends to all members of a room but `skip`, at the end of this turn of the loop."""
         if skip is not None and skip in room.members:
-            room = Room(members=[member for member in room.members if member is not skip])
+            room = Room(member for member in room.members if member is not skip)
         self._to_rooms.setdefault(room, []).append(self._entry(parcel))
 
     def join(self, outlet: Outlet, room: Room) -> None:

@@ -271,7 +271,7 @@ class Namespace:
         rooms = self._recoverable if socket.is_recoverable else self._rooms
         room = rooms.get(name)
         if room is None:
-            room = rooms[name] = Room((self, name))
+            room = rooms[name] = Room()
         hub.join(socket._session, room)
 
     def _leave(self, socket: Socket, name: str | None) -> None:

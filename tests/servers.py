@@ -169,6 +169,11 @@ class Server:
         assert self.start_line, f"the server ended: {self.output}"
 
     @property
+    def database_url(self) -> str:
+        """How to connect to the database that it was given."""
+        return str(self._settings["database_url"])
+
+    @property
     def process(self) -> subprocess.Popen[bytes]:
         """The process, running or ended."""
         assert self._process is not None, "the server was not started"

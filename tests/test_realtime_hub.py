@@ -169,7 +169,7 @@ class World:
 
     def __init__(self) -> None:
         self.hub = Hub(max_backlog=ENDLESS)
-        self.rooms = [Room(number) for number in range(3)]
+        self.rooms = [Room() for _ in range(3)]
         self.all: list[Expected] = []
         self.number = 0
 

@@ -6,18 +6,25 @@ is searched: log lines, answers, every column of every table, and every file in 
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from hashlib import sha256
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from tornado.ioloop import IOLoop
 
+from tests.listeners import SETTINGS, Chat, Ended, Refused, own_chat
 from tests.servers import Answer, Client, Server, tail, until
+from tests.tables import Outage
+from tests.v3client import Person
 
 StartServer = Callable[..., Server]
 
@@ -102,7 +109,7 @@ def kept_as(secrets: dict[str, str]) -> dict[str, bytes]:
     return {name: secret.encode() for name, secret in secrets.items()} | {
         f"{name} as {form}": digest
         for name, secret in secrets.items()
-        if "password" in name
+        if "password" in name or "device" in name
         for form, digest in {
             "hex": secret.encode().hex().encode(),
             "base64": base64.b64encode(secret.encode()),
@@ -145,6 +152,91 @@ def test_no_secret_is_logged_answered_or_stored(start_server: StartServer, clust
     tables = everything_in(database)
     assert {"events", "accounts", "tokens", "messages"} <= tables.keys()
     assert {name: found for name, text in tables.items() if (found := found_in(text, secrets))} == {}
+
+
+@pytest.fixture
+def watched(io_loop: IOLoop, start_server: StartServer, database: str) -> Iterator[Chat]:
+    """A server at its most talkative, and those who listen to it."""
+    server = start_server(**SETTINGS, database_url=database, log_level="debug")
+    yield from own_chat(io_loop, server)
+
+
+@pytest.mark.gen_test
+async def test_no_secret_of_listeners_is_logged_counted_told_to_others_or_stored(
+    watched: Chat, cluster: str, database: str
+) -> None:
+    device = "the serial number of a phone"
+    ann, bob = await watched.person(), await watched.person()
+    witness = await watched.listens(bob)
+    heard: list[object] = []
+    pids = [pid async for pid in comings_and_goings(watched, ann, bob, device, heard)]
+    await key_trials(watched)
+    outage = Outage(cluster, database)
+    outage.begin()
+    with pytest.raises(Ended):
+        await watched.connected(recovery=True, pid=pids[0], offset="1", token=ann.token, device=device)
+    late = await watched.connected(recovery=True)
+    pids.append(late.pid)
+    heard += [await late.registers(ann, device=device), *late.early]
+    outage.end()
+    metrics = await watched.metrics()
+    assert await asyncio.to_thread(watched.server.stop) == 0
+    heard += (await witness.end()).events
+    secrets = {
+        "Ann's token": ann.token,
+        "Bob's token": bob.token,
+        "the device": device,
+        **{f"pid {number}": pid for number, pid in enumerate(pids)},
+        **{name: SETTINGS[name] for name in ("audit_key", "ci_key", "secret")},
+    }
+
+    assert len(set(pids)) >= 3
+    assert len(heard) > 5
+    assert found_in(json.dumps(heard).encode(), secrets) == []
+    assert found_in(watched.server.output.encode(), secrets) == []
+    assert found_in(metrics.encode(), secrets) == []
+    tables = everything_in(database)
+    assert b"ConnectionOpened" in tables["events"]
+    assert {name: found for name, text in tables.items() if (found := found_in(text, secrets))} == {}
+    files = [path for path in watched.server.data_dir.rglob("*") if path.is_file()]
+    assert {str(path): found for path in files if (found := found_in(path.read_bytes(), secrets))} == {}
+
+
+async def comings_and_goings(
+    chat: Chat, ann: Person, bob: Person, device: str, heard: list[object]
+) -> AsyncIterator[str]:
+    """Registers and recovers connections, well and badly; their pids. What they hear is added to `heard`."""
+    listener = await chat.connected(recovery=True, token=ann.token, device=device)
+    yield listener.pid
+    *_, offset = await listener.event()
+    listener.drop()
+    await bob.writes_to(ann, "missed")
+    again = await chat.connected(recovery=True, pid=listener.pid, offset=offset, token=ann.token, device=device)
+    heard += await again.events(1)
+    # Of somebody else, damaged, at no place in the log, of no type: all of it is complained of.
+    for wrong in (
+        {"pid": listener.pid, "token": bob.token},
+        {"pid": f"{listener.pid}x"},
+        {"pid": listener.pid, "offset": ann.token},
+        {"pid": [listener.pid]},
+    ):
+        failed = await chat.connected(**{"recovery": True, "offset": offset, **wrong})
+        heard.append(await failed.event())
+        yield failed.pid
+        heard += [await failed.registers(ann, device=[device]), await failed.registers(ann, device=device * 20)]
+    heard += [await again.registers(bob), await again.registers(ann, device=device)]
+    for event, body in (("send_dm", {"username": ann.token, "message": [device]}), ("read", {"name": listener.pid})):
+        heard += await again.call(event, {**body, "token": ann.token, "idempotency_key": [ann.token]})
+
+
+async def key_trials(chat: Chat) -> None:
+    """Uses the keys, and uses them wrong."""
+    for auth in ({"key": SETTINGS["audit_key"]}, {"key": SETTINGS["audit_key"], "since": SETTINGS["audit_key"]}):
+        auditor = await chat.opened("/log")
+        with contextlib.suppress(Refused):
+            await auditor.connect(auth)
+    for key in (SETTINGS["ci_key"], SETTINGS["ci_key"].upper()):
+        await chat.bancho("fokabotMessage", k=key, to="#nowhere", msg="hello")
 
 
 def provoke_refusals(talk: Talk, database: str) -> None:

@@ -63,7 +63,7 @@ def test_a_default_is_what_its_own_text_means(setting: Setting) -> None:
 def test_no_secret_has_a_default() -> None:
     secrets = {setting.name: setting.default for setting in table() if setting.secret}
 
-    assert secrets == {"database_url": None, "secret": None, "ci_key": None}
+    assert secrets == {"database_url": None, "secret": None, "ci_key": None, "audit_key": None}
 
 
 GOOD = {
@@ -77,6 +77,14 @@ GOOD = {
     "bcrypt_cost": ("4", 4),
     "rate_limit": ("0", 0),
     "login_limit": ("7", 7),
+    "channel_event": ("message", "message"),
+    "recovery_window": ("60", 60),
+    "audit_key": ("key", "key"),
+    "cors_origin": ("https://chat.example", "https://chat.example"),
+    "ping_interval": ("5", 5),
+    "ping_timeout": ("3", 3),
+    "max_payload": ("1000", 1000),
+    "max_backlog": ("65536", 65536),
     "log_level": ("Debug", "debug"),
 }
 BAD = {
@@ -90,6 +98,14 @@ BAD = {
     "bcrypt_cost": ["", "3", "21", "twelve"],
     "rate_limit": ["", "-1", "1000001", "many"],
     "login_limit": ["", "-1", "1000001", "many"],
+    "channel_event": ["", "connect", "disconnect"],
+    "recovery_window": ["", "-1", "31536001", "a day"],
+    "audit_key": [""],
+    "cors_origin": [""],
+    "ping_interval": ["", "0", "3601", "1.5"],
+    "ping_timeout": ["", "0", "3601"],
+    "max_payload": ["", "999", "100000001"],
+    "max_backlog": ["", "999", "1073741825"],
     "log_level": ["", "verbose", "0"],
 }
 
