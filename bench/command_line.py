@@ -16,7 +16,9 @@ from bench.rounds import Results
 from bench.worker import WorkerFailed, quieten
 
 
-def parser(module: str, description: str, *, rounds: int, seconds: float | None = None) -> argparse.ArgumentParser:
+def parser(
+    module: str, description: str, *, rounds: int, seconds: float | None = None, postgres: bool = True
+) -> argparse.ArgumentParser:
     """A parser with the options that all benchmarks have; `seconds`, if they have it, is that option's default."""
     made = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -25,7 +27,8 @@ def parser(module: str, description: str, *, rounds: int, seconds: float | None 
     if seconds is not None:
         made.add_argument("--seconds", type=duration, default=seconds, help=f"length of each measurement ({seconds:g})")
         made.add_argument("--warm-up", type=duration, default=0.5, help="seconds before it that do not count (0.5)")
-    made.add_argument("--folder", type=folder, help="where to put the private Postgres (a temporary folder)")
+    if postgres:
+        made.add_argument("--folder", type=folder, help="where to put the private Postgres (a temporary folder)")
     made.add_argument("--json", type=new_file, metavar="FILE", help="write all figures to this file too")
     return made
 

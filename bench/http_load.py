@@ -27,10 +27,14 @@ _clock = time.perf_counter
 
 @dataclass(frozen=True)
 class Target:
-    """Where to send what: connection `i` sends `requests[i]`, counted round where there are more connections."""
+    """Where to send what: connection `i` sends `requests[i]`, counted round where there are more connections.
+
+    `pause` is how many seconds after one request each connection sends the next, if not at once when it is answered.
+    """
 
     port: int
     requests: tuple[bytes, ...]
+    pause: float = 0.0
 
 
 class UnexpectedAnswer(Exception):
@@ -62,13 +66,14 @@ async def _measure(target: Target, load: Load, ready: Callable[[], None]) -> Mea
     latencies = array("d")
     clients: list[_Client] = []
     for i in range(load.callers):
-        client = _Client(target.requests[i % len(target.requests)], latencies, loop.create_future())
+        request = target.requests[i % len(target.requests)]
+        client = _Client(request, target.pause, latencies, loop.create_future())
         clients.append(client)
         await _connect(client, target.port)
     ready()
     window, cpu_before = Window.of(load), time.process_time()
-    for client in clients:
-        client.begin(window)
+    for i, client in enumerate(clients):
+        client.begin(window, target.pause * i / load.callers)
     await asyncio.gather(*(client.done for client in clients))
     cpu = (time.process_time() - cpu_before) / (load.warm_up + load.seconds)
     for client in clients:
@@ -83,10 +88,11 @@ async def _connect(client: _Client, port: int) -> None:
 class _Client(asyncio.Protocol):
     """One connection; `done` is resolved when its last answer has come after the end of the window."""
 
-    def __init__(self, request: bytes, latencies: array[float], done: asyncio.Future[None]) -> None:
+    def __init__(self, request: bytes, pause: float, latencies: array[float], done: asyncio.Future[None]) -> None:
         self.done = done
         self.answers = 0
         self._request = request
+        self._pause = pause
         self._latencies = latencies
         self._transport: asyncio.Transport  # from `connection_made` on
         self._window = Window(0, 0)
@@ -97,14 +103,20 @@ class _Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no such class
 
-    def begin(self, window: Window) -> None:
-        """Sends the first request."""
+    def begin(self, window: Window, after: float) -> None:
+        """Sends the first request, `after` so many seconds."""
         self._window = window
-        self._send()
+        self._send_after(after)
 
     def close(self) -> None:
         """Closes the connection."""
         self._transport.close()
+
+    def _send_after(self, seconds: float) -> None:
+        if seconds > 0:
+            asyncio.get_running_loop().call_later(seconds, self._send)
+        else:
+            self._send()
 
     def _send(self) -> None:
         self._began = _clock()
@@ -136,7 +148,7 @@ class _Client(asyncio.Protocol):
         if self._window.opens <= ended < self._window.closes:
             self._latencies.append(ended - self._began)
         if ended < self._window.closes:
-            self._send()
+            self._send_after(self._began + self._pause - ended)
         elif not self.done.done():
             self.done.set_result(None)
 

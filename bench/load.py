@@ -50,8 +50,8 @@ class Sample:
     """One measurement in figures: calls (or events) a second, and latencies where single calls were timed.
 
     `cpu` is the share of one core that the measuring process took, `server_us` the server's time on a core for a
-    call, in microseconds; `conflicts` counts the statements that the database refused for
-    another one's sake.
+    call, in microseconds; `memory_kib` its memory for a connection; `conflicts` counts the statements that the database
+    refused for another one's sake.
     """
 
     rate: float
@@ -59,6 +59,7 @@ class Sample:
     p99_ms: float | None = None
     cpu: float | None = None
     server_us: float | None = None
+    memory_kib: float | None = None
     conflicts: int = 0
 
 
@@ -89,6 +90,7 @@ def median_of(samples: Sequence[Sample]) -> Sample:
         p99_ms=_median([sample.p99_ms for sample in samples]),
         cpu=_median([sample.cpu for sample in samples]),
         server_us=_median([sample.server_us for sample in samples]),
+        memory_kib=_median([sample.memory_kib for sample in samples]),
         conflicts=sum(sample.conflicts for sample in samples),
     )
 

@@ -19,38 +19,43 @@ _BUSY = 0.4
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine, its Postgres and the versions of what takes part."""
+    """The machine, its Postgres, if there is one in the run, and the versions of what takes part."""
 
     cores: int
     load_average: float  # before the first measurement
     python: str
     postgres: Mapping[str, str]
-    sync_ms: float
+    sync_ms: float | None
     packages: Mapping[str, str]
 
     @classmethod
-    def of(cls, postgres: PrivatePostgres) -> Machine:
-        """This machine, with the Postgres of this run."""
+    def of(cls, postgres: PrivatePostgres | None, packages: Mapping[str, str] | None = None) -> Machine:
+        """This machine, with the Postgres of this run and other packages than those of Python, if that is what runs."""
         return cls(
             cores=os.cpu_count() or 1,
             load_average=os.getloadavg()[0],
             python=platform.python_version(),
-            postgres=postgres.describe(),
-            sync_ms=postgres.sync_ms,
-            packages={name: importlib.metadata.version(name) for name in PACKAGES if installed(name)},
+            postgres=postgres.describe() if postgres else {},
+            sync_ms=postgres.sync_ms if postgres else None,
+            packages=packages or {name: importlib.metadata.version(name) for name in PACKAGES if installed(name)},
         )
 
     def headline(self) -> str:
         """The machine in a few lines."""
         lines = [
-            f"{self.cores} cores, Python {self.python}, PostgreSQL {self.postgres['server_version']}, "
-            f"fsync and synchronous_commit on; 8 KiB are on its disk within {self.sync_ms:.2f} ms",
+            f"{self.cores} cores, Python {self.python}{self._postgres()}",
             ", ".join(f"{name} {version}" for name, version in self.packages.items()),
         ]
         if self.load_average > _BUSY:
             busy = f"others use this machine too (load average {self.load_average:.1f})"
             lines.append(f"WARNING: {busy}; ratios hold better than absolute figures")
         return "\n".join(lines)
+
+    def _postgres(self) -> str:
+        if self.sync_ms is None:
+            return ""
+        version, sync = self.postgres["server_version"], f"8 KiB are on its disk within {self.sync_ms:.2f} ms"
+        return f", PostgreSQL {version}, fsync and synchronous_commit on; {sync}"
 
 
 def installed(package: str) -> bool:

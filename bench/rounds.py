@@ -13,7 +13,7 @@ OURS = "Minutebook"
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times a peer's rate ours is: the median of the rounds' ratios, and the extremes."""
+    """How many times a peer's figure ours is: the median of the rounds' ratios, and the extremes."""
 
     median: float
     low: float
@@ -50,16 +50,20 @@ class Results:
         """The medians of a contestant's figures."""
         return median_of(self._samples[case][contestant])
 
-    def ratio(self, case: str, peer: str) -> Ratio | None:
-        """Our rate to the peer's; None if the peer is ours."""
+    def ratio(self, case: str, peer: str, figure: str = "rate") -> Ratio | None:
+        """Our rate, or another figure, to the peer's; None if the peer is ours, or a figure is missing."""
         ours, *peers = self._samples[case]
         if peer not in peers:
             return None
         pairs = zip(self._samples[case][ours], self._samples[case][peer], strict=True)
-        ratios = [mine.rate / theirs.rate for mine, theirs in pairs]
+        figures = [(getattr(mine, figure), getattr(theirs, figure)) for mine, theirs in pairs]
+        if not all(each for pair in figures for each in pair):
+            return None
+        ratios = [mine / theirs for mine, theirs in figures]
         return Ratio(median(ratios), min(ratios), max(ratios))
 
 
-def verdict(ratio: float, goal: float) -> str:
-    """How a ratio stands to its goal."""
-    return f"{goal:g}x: {'met' if ratio >= goal else 'NOT MET'}"
+def verdict(ratio: float, goal: float, *, at_most: bool = False) -> str:
+    """How a ratio stands to its goal: at least so much, or at most."""
+    met = ratio <= goal if at_most else ratio >= goal
+    return f"{'at most ' if at_most else ''}{goal:g}x: {'met' if met else 'NOT MET'}"
