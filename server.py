@@ -180,10 +180,10 @@ async def _run_until(
 
 async def _wind_down(server: HTTPServer, services: Services, chat: ChatSockets) -> None:
     """Tells the listeners, takes no more connections, lets what is in flight end, and closes what is left."""
-    await chat.announce_stop()
-    server.stop()
     try:
         async with asyncio.timeout(_GRACE_SECONDS):
+            await chat.announce_stop()
+            server.stop()
             await services.in_flight.ended()
     except TimeoutError:
         _log.warning("requests in flight took too long and were cut off")

@@ -36,24 +36,18 @@ PER_SECOND = 20
 
 @dataclass(frozen=True)
 class Batch:
-    """So many events in a turn; a burst has about `deliveries`, as many as keep the slowest server busy for seconds."""
+    """So many events in a turn."""
 
     name: str
     per_turn: int
-    deliveries: int
-
-    def events(self, room: int) -> int:
-        """The events of a burst: whole turns, at least two, and no more than a client may fall behind by (1 MiB)."""
-        turns = max(2, min(self.deliveries // room, _MOST_EVENTS) // self.per_turn)
-        return turns * self.per_turn
 
 
-_MOST_EVENTS = 2000
-BATCHES = (
-    Batch("one a turn", 1, 200_000),
-    Batch("10 a turn", 10, 200_000),
-    Batch("100 a turn", 100, 500_000),
-)
+BATCHES = (Batch("one a turn", 1), Batch("10 a turn", 10), Batch("100 a turn", 100))
+# A burst is doubled until it lasts so many seconds, or is as large as it may be: a client may fall behind by no more
+# than our server bears (1 MiB), and all together by no more than the system's memory does.
+_LONG_ENOUGH = 0.25
+_MOST_EVENTS = 4000
+_MOST_DELIVERIES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -150,10 +144,15 @@ def _connect(running: Stage, room: int) -> Sample:
 
 
 def _bursts(running: Stage, batch: Batch, room: int, seconds: float) -> Sample:
-    running.burst(batch.per_turn, batch.per_turn)  # a warm-up, which does not count
+    most = min(_MOST_EVENTS, _MOST_DELIVERIES // room)
+    events = 2 * batch.per_turn
+    burst = running.burst(events, batch.per_turn)  # those up to the right size are the warm-up
+    while burst.seconds < _LONG_ENOUGH and 2 * events <= most:
+        events *= 2
+        burst = running.burst(events, batch.per_turn)
     bursts: list[Burst] = []
     while sum(burst.seconds for burst in bursts) < seconds:
-        bursts.append(running.burst(batch.events(room), batch.per_turn))
+        bursts.append(running.burst(events, batch.per_turn))
     return summed_up(bursts)
 
 

@@ -131,7 +131,11 @@ class WebSocketOutlet(Outlet):
 
 
 class Session(WebSocketOutlet):
-    """One Engine.IO session: a client, whichever transport carries it now."""
+    """One Engine.IO session: a client, whichever transport carries it now.
+
+    It ends in one of three ways: `close` says goodbye, so that what was sent still arrives; `end` drops everything at
+    once; `given_up` is how the hub asks for that. However it ends, the application hears of it once, by the reason.
+    """
 
     __slots__ = ("_poll", "_probe", "_resumed", "address", "application", "closed", "is_paused", "is_posting", "sid")
 
@@ -156,8 +160,8 @@ class Session(WebSocketOutlet):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether something waits for the client's next poll."""
-        return self.link is None and bool(self.packets) and self._poll is None
+        """Whether something waits for the client's next poll, or for the application to let it go."""
+        return bool(self.held) or (self.link is None and bool(self.packets) and self._poll is None)
 
     def send(self, parcel: Parcel) -> None:
         """Sends, at the end of this turn of the loop; nothing happens once the session is closed."""
@@ -513,9 +517,9 @@ class Engine:
             self._timer = None
 
     async def polled(self) -> None:
-        """Returns when those who poll have come for what waits for them, or might have."""
+        """Returns when what was sent is under way to those who poll and those who are held, or after a moment."""
         self.hub.flush()
-        # A client between two polls is about to come.
+        # A client between two polls is about to come, and who is held is about to be let go.
         await self._until(lambda: not any(session.is_awaited for session in self.sessions.values()), POLL_AGAIN_SECONDS)
 
     async def _until(self, condition: Callable[[], bool], seconds: float) -> None:
@@ -529,7 +533,7 @@ class Engine:
         first = min((moment for moment in moments if moment is not None), default=None)
         if first is None:
             return
-        moment = max(first, self.now()) + _GRANULARITY
+        moment = max(first, self.now()) + self._granularity
         if self._timer is not None:
             if self._timer.when() <= moment:
                 return

@@ -143,7 +143,7 @@ class Server:
         }
 
     async def polled(self) -> None:
-        """Returns when clients that poll have come for what was sent to them, or had a moment to come."""
+        """Returns when what was sent is under way to those who poll and those who are held, or after a moment."""
         await self._engine.polled()
 
     async def close(self) -> None:
@@ -233,20 +233,23 @@ class Namespace:
         room: str | None = None,
         skip: Socket | None = None,
         offset: int | None = None,
+        is_logged: bool = True,
     ) -> None:
         """Sends an event to all sockets of a room, or of the namespace, but `skip`. It is encoded once.
 
         `offset` is the event's place in the application's log: sockets that are `recoverable` get it as last argument.
+        One that is not `is_logged` does not stand there itself, so that a socket that is held gets it in any case.
         """
         _check_event(event)
         to_skip = None if skip is None else skip._session
         plain, recoverable = self._rooms.get(room), self._recoverable.get(room)
         hub = self._server._engine.hub
+        place = offset if is_logged else None
         if plain is not None:
-            hub.publish(plain, self._parcel(event, arguments, offset), to_skip)
+            hub.publish(plain, self._parcel(event, arguments, place), to_skip)
         if recoverable is not None:
             marked = arguments if offset is None else (*arguments, str(offset))
-            hub.publish(recoverable, self._parcel(event, marked, offset), to_skip)
+            hub.publish(recoverable, self._parcel(event, marked, place), to_skip)
 
     def has_listeners(self, room: str | None = None) -> bool:
         """Whether anybody would get what is emitted to a room."""

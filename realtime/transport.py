@@ -166,7 +166,9 @@ class EngineHandler(web.RequestHandler):
         if self._session is None:
             self._session = self.engine.open_polling(str(self.request.remote_ip))
             self._begin_poll(self._session)
-        if self._poll is not None:
+        if self._has_gone():
+            self.on_connection_close()
+        elif self._poll is not None:
             payload = await self._poll
             self._poll = None
             self.finish(payload)
@@ -194,6 +196,11 @@ class EngineHandler(web.RequestHandler):
     def on_finish(self) -> None:
         """The answer was sent."""
         self._post_ended()
+
+    def _has_gone(self) -> bool:
+        """Whether the client went as soon as it had asked: Tornado tells of one that goes later only."""
+        stream = getattr(self.request.connection, "stream", None)
+        return stream is not None and bool(stream.closed())
 
     def on_connection_close(self) -> None:
         """The client went away before the answer."""

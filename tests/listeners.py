@@ -204,10 +204,14 @@ def parsed(message: str, prefix: str = "") -> Packet:
 
 
 class JavaScript:
-    """A client of socket.io-client in a process of Node; it comes back by itself as such clients do."""
+    """A client of socket.io-client in a process of Node; it comes back by itself as such clients do.
+
+    `told` is all that it has told, `events` the events that it got.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.told: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self._process = process
         self._reading = asyncio.create_task(self._read(), name="a JavaScript client's standard output")
 
@@ -215,11 +219,8 @@ class JavaScript:
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             self.told.append(json.loads(line))
-
-    @property
-    def events(self) -> list[Event]:
-        """The events that it got."""
-        return self.all("event")
+            if "event" in self.told[-1]:
+                self.events.append(self.told[-1]["event"])
 
     def all(self, what: str) -> list[Any]:
         """What it has told of one kind."""

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import engineio
 import pytest
 import socketio
 from tornado.httpserver import HTTPServer
@@ -277,12 +276,6 @@ def expected(how: str) -> list[Any]:
         ["welcome", {"token": "abc"}],
         ["acknowledged", "again"],
     ]
-
-
-@pytest.fixture(autouse=True)
-def python_takes_full_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """python-socketio's own limit is 16 packets in the answer to a poll; no other client has one."""
-    monkeypatch.setattr(engineio.payload.Payload, "max_decode_packets", 1000)
 
 
 @pytest.mark.parametrize("how", ["polling", "websocket", "upgrade"])

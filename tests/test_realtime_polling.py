@@ -201,6 +201,21 @@ async def test_what_is_sent_during_a_poll_ends_it(wire: Wire, server: Echo, echo
 
 
 @pytest.mark.gen_test
+async def test_a_poll_answers_with_no_more_packets_than_every_client_takes(wire: Wire, echo: Place) -> None:
+    session = await wire.session(echo)
+    sent = [f"4{number}" for number in range(50)]
+    await session.post(*sent)
+
+    received: list[str] = []
+    while len(received) < len(sent):
+        packets = await session.packets()
+        assert len(packets) <= 16, "python-socketio closes the connection when there are more"
+        received += packets
+
+    assert received == sent
+
+
+@pytest.mark.gen_test
 async def test_one_connection_serves_all_requests_of_a_session(wire: Wire, echo: Place) -> None:
     session = await wire.session(echo)
     reader, writer = await wire.connect(echo.port)
@@ -322,6 +337,21 @@ async def test_a_poll_that_is_abandoned_closes_the_session(wire: Wire, server: E
 
 
 @pytest.mark.gen_test
+async def test_a_poll_that_is_abandoned_as_soon_as_it_was_sent_closes_the_session(
+    wire: Wire, server: Echo, echo: Place
+) -> None:
+    session = await wire.session(echo)
+    _, writer = await wire.connect(echo.port)
+
+    # The request and the end of the connection reach the server together.
+    writer.write(f"GET {session.target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.close()
+
+    await until(lambda: server.closed == ["transport error"], seconds=5)
+    assert await is_closed(session)
+
+
+@pytest.mark.gen_test
 async def test_a_post_that_is_abandoned_closes_the_session(wire: Wire, server: Echo, echo: Place) -> None:
     session = await wire.session(echo)
     post = await unfinished_post(server, session)
@@ -414,6 +444,17 @@ async def test_the_server_pings_and_goes_on_as_long_as_it_is_answered(wire: Wire
     for _ in range(3):
         assert await session.packets() == ["2"]
         assert (await session.post("3")).status == 200
+
+
+@pytest.mark.parametrize("interval", [0.1, 0.3, 25.0])
+@pytest.mark.gen_test
+async def test_a_ping_is_late_by_little_of_its_interval(io_loop: IOLoop, interval: float) -> None:
+    engine = Echo(Limits(ping_interval=interval)).engine
+    engine.open_polling("127.0.0.1")
+
+    assert engine._timer is not None
+    assert engine.heartbeat.next is not None
+    assert engine._timer.when() - engine.heartbeat.next <= interval * 0.02
 
 
 @pytest.mark.gen_test

@@ -174,20 +174,20 @@ async def test_a_slow_auditor_costs_no_memory_and_loses_nothing(chat: Chat) -> N
     # With nobody who listens.
     senders = [await chat.listens(ann) for _ in range(8)]
     since = await head(chat)
-    slow = [await auditor(chat, receive_buffer=4096, since=since) for _ in range(10)]
+    slow = [await auditor(chat, receive_buffer=4096, since=since) for _ in range(6)]
 
     async def send(sender: Listener, number: int) -> None:
-        for count in range(100):
-            text = f"{number} {count} ".ljust(4000, "x")
+        for count in range(75):
+            text = f"{number} {count} ".ljust(4000, "😀")
             assert (await sender.call("send_dm", {"username": bob.username, "message": text}))[1] == 200
 
     before = memory(chat.server)
     await asyncio.gather(*(send(sender, number) for number, sender in enumerate(senders)))
 
-    # Each of them has 3.2 MB to get, and not all of it waits in the sockets.
+    # Each of them has 9.6 MB to get, which is more than waits in sockets and than may wait in the server.
     growth = memory(chat.server) - before
-    assert growth < 20_000_000, f"{growth / 1e6:.1f} MB"
+    assert growth < 40_000_000, f"{growth / 1e6:.1f} MB"
     expected = await tailed(chat, "--since", str(since))
-    assert len(expected) >= 800
+    assert len(expected) >= 600
     received = await asyncio.gather(*(lines(listener, len(expected)) for listener in slow))
     assert all(got == expected for got in received)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 from tornado.ioloop import IOLoop
 
@@ -51,6 +52,25 @@ async def test_a_kick_ends_all_connections_of_one_who_can_come_back(chat: Chat) 
     await ann.writes_to(bob, "welcome back")
     await bob.writes_to(ann, "thanks")
     assert message_texts([await again.event(), await other.event()]) == ["welcome back", "thanks"]
+
+
+@pytest.mark.gen_test
+async def test_who_is_kicked_while_it_is_registered_comes_back_without_a_gap(chat: Chat) -> None:
+    operator, ann, bob = await chat.operator(), await chat.person(), await chat.person()
+    listener = await chat.connected(recovery=True)
+
+    # What is sent to its rooms is held back until its channels are known, for which this lock is needed.
+    with psycopg.connect(chat.server.database_url) as connection:
+        connection.execute("LOCK TABLE members IN ACCESS EXCLUSIVE MODE")
+        first = await listener.registers(bob)
+        await ann.writes_to(bob, "held back")
+        await operator.does("senddm", username="FokaBot", message=f"!kick {bob.username} now")
+        ended = await listener.end()
+
+    assert [event[:2] for event in ended.events] == [["error", {"message": "You were kicked!"}]]
+    offsets = [event[-1] for event in (first, *ended.events) if isinstance(event[-1], str)]
+    again = await chat.connected(recovery=True, pid=listener.pid, offset=offsets[-1])
+    assert message_texts(again.early) == ["held back"]
 
 
 @pytest.mark.gen_test

@@ -336,7 +336,7 @@ async def test_of_many_that_come_back_by_one_pid_at_once_one_stays(chat: Chat) -
     stood = await asyncio.gather(*map(comes_back, rivals))
     await ann.writes_to(bob, "for one")
 
-    recovered_ones = [rival for rival, recovered in zip(rivals, stood, strict=True) if recovered]
+    recovered_ones = [rival for rival, is_recovered in zip(rivals, stood, strict=True) if is_recovered]
     assert sorted(await asyncio.gather(*map(heard, recovered_ones))) == [
         *[[]] * (len(recovered_ones) - 1),
         ["for one"],

@@ -90,7 +90,8 @@ class ChatSockets:
     async def announce_stop(self) -> None:
         """Tells everybody that the server goes down, which must listen until then; from now on nobody is registered."""
         self.is_restarting = True
-        self._namespace.emit(SERVER_RESTART, {"reconnect_in": self._reconnect_in}, offset=self.fanout.position)
+        told = {"reconnect_in": self._reconnect_in}
+        self._namespace.emit(SERVER_RESTART, told, offset=self.fanout.position, is_logged=False)
         await self._server.polled()
 
     async def stop(self) -> None:
