@@ -117,7 +117,8 @@ class Connections:
         One that somebody else closed or opened again meanwhile is left as it is. Raises `LogUnavailable`; then those of
         the batches before are closed, and of the others nobody knows.
         """
-        await self._close([OpenConnection(*closing) for closing in closings], reason)
+        # An end that was noticed in two places is one.
+        await self._close([OpenConnection(*closing) for closing in dict.fromkeys(closings)], reason)
 
     async def history(self, connection_id: str) -> ConnectionHistory | None:
         """What became of the connection of this id; None if there never was one."""
@@ -159,22 +160,28 @@ class Connections:
         return closed
 
     async def _close_batch(self, connections: Sequence[OpenConnection], reason: str) -> int:
-        # An append for each, so that each fails alone; the log commits those that wait together as one transaction.
+        writes = [_closing(connection, reason) for connection in connections]
+        context = Context(None, f"closing-{new_id()}")
+        try:
+            await self._log.append(*writes, context=context)
+        except WrongVersion:
+            return await self._close_each(writes, context)
+        return len(writes)
+
+    async def _close_each(self, writes: Sequence[StreamWrite], context: Context) -> int:
+        """Closes those that nobody else has dealt with; the log commits appends that wait together as one."""
         outcomes = await asyncio.gather(
-            *(self._close_one(connection, reason) for connection in connections), return_exceptions=True
+            *(self._log.append(write, context=context) for write in writes), return_exceptions=True
         )
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, WrongVersion):
                 raise outcome
         return sum(not isinstance(outcome, BaseException) for outcome in outcomes)
 
-    async def _close_one(self, connection: OpenConnection, reason: str) -> None:
-        closed = ConnectionClosed(connection.account_id, reason)
-        stream = _stream(connection.connection_id)
-        await self._log.append(
-            StreamWrite(stream, [closed.recorded_form()], expected_version=connection.version),
-            context=Context(None, stream),
-        )
+
+def _closing(connection: OpenConnection, reason: str) -> StreamWrite:
+    closed = ConnectionClosed(connection.account_id, reason)
+    return StreamWrite(_stream(connection.connection_id), [closed.recorded_form()], connection.version)
 
 
 def _stream(connection_id: str) -> str:
