@@ -72,6 +72,13 @@ class IssuedToken(msgspec.Struct, frozen=True):
     token_digest: str | None
 
 
+class Bearer(msgspec.Struct, frozen=True):
+    """Whose a token is, and the generation that it has among the account's."""
+
+    account: Account
+    generation: int
+
+
 class Restrictions(msgspec.Struct, frozen=True):
     """What an account may not do: log in while it is banned, write before `silenced_until` (which may be long ago)."""
 
@@ -104,8 +111,8 @@ class Models(Protocol):
     async def next_account_id(self) -> int:
         """The id that the next person to register will have."""
 
-    async def account_of_token(self, digest: str) -> Account | None:
-        """The account whose newest token has this digest."""
+    async def bearer_of_token(self, digest: str) -> Bearer | None:
+        """Whose newest token has this digest."""
 
     async def token_of(self, account_id: int) -> IssuedToken | None:
         """The account's newest token."""
@@ -235,17 +242,14 @@ class Commands:
 
     async def authenticate(self, token: str) -> Account:
         """The account that this token stands for. Changes nothing."""
-        account = await self._models.account_of_token(token_digest(token))
-        if account is None:
-            raise Refused(Reason.INVALID_TOKEN)
-        return account
+        return (await self.bearer(token)).account
 
-    async def token_generation(self, account: Account, token: str) -> int:
-        """The generation of the account's newest token, if this is it. Changes nothing."""
-        current = await self._models.token_of(account.account_id)
-        if current is None or current.token_digest != token_digest(token):
+    async def bearer(self, token: str) -> Bearer:
+        """As `authenticate`, with the token's generation."""
+        bearer = await self._models.bearer_of_token(token_digest(token))
+        if bearer is None:
             raise Refused(Reason.INVALID_TOKEN)
-        return current.generation
+        return bearer
 
     async def make_channel(self, account: Account, name: str, correlation_id: str) -> Channel:
         """Makes a channel, with the account as its first member."""

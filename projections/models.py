@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chat.commands import UNRESTRICTED, Account, Channel, Credentials, IssuedToken, Restrictions
+from chat.commands import UNRESTRICTED, Account, Bearer, Channel, Credentials, IssuedToken, Restrictions
 from chat.connections import OpenConnection
 from chat.names import BOT_ID
 from eventstore.events import RecordedEvent
@@ -43,7 +43,7 @@ class ReadModels:
         self.moderation = Moderations(log.reader)
         self._accounts_by_id: Cache[int, Account] = Cache(cached)
         self._accounts_by_name: Cache[str, Account] = Cache(cached)
-        self._accounts_by_token: Cache[str, Account] = Cache(cached)
+        self._bearers: Cache[str, Bearer] = Cache(cached)
         self._channels_by_name: Cache[str, Channel] = Cache(cached)
         self._channels_by_id: Cache[int, Channel] = Cache(cached)
         self._memberships: Cache[tuple[int, int], bool] = Cache(cached)
@@ -67,12 +67,12 @@ class ReadModels:
         """The id that the next person to register will have."""
         return await self.accounts.next_id()
 
-    async def account_of_token(self, digest: str) -> Account | None:
-        """The account whose newest token has this digest."""
+    async def bearer_of_token(self, digest: str) -> Bearer | None:
+        """Whose newest token has this digest."""
         if not self._log.ready:
             # Another process may have ended the token without our hearing of it.
-            return await self.tokens.account(digest)
-        return await self._accounts_by_token.get(digest, lambda: self.tokens.account(digest))
+            return await self.tokens.bearer(digest)
+        return await self._bearers.get(digest, lambda: self.tokens.bearer(digest))
 
     async def token_of(self, account_id: int) -> IssuedToken | None:
         """The account's newest token."""
@@ -132,4 +132,4 @@ class ReadModels:
                 self._restrictions.forget(lambda _: True)
 
     def _end_tokens(self, account_id: int) -> None:
-        self._accounts_by_token.forget(lambda account: account.account_id == account_id)
+        self._bearers.forget(lambda bearer: bearer.account.account_id == account_id)

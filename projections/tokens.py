@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
-from chat.commands import Account, IssuedToken
+from chat.commands import Account, Bearer, IssuedToken
 from eventstore.projection import Change, Projection, Source, number, of_type, text
 from eventstore.reader import Reader
 from eventstore.statements import Statement
@@ -53,8 +53,8 @@ _OF_ACCOUNT = Statement(
         tokens.c.account_id == sa.bindparam("account_id", type_=sa.BigInteger)
     )
 )
-_ACCOUNT = Statement(
-    sa.select(accounts.c.account_id, accounts.c.username)
+_BEARER = Statement(
+    sa.select(accounts.c.account_id, accounts.c.username, tokens.c.generation)
     .join_from(tokens, accounts, tokens.c.account_id == accounts.c.account_id)
     .where(tokens.c.token_digest == sa.bindparam("digest", type_=sa.Text))
 )
@@ -71,7 +71,7 @@ class Tokens:
         row = await self._reader.fetch_one(_OF_ACCOUNT, account_id=account_id)
         return None if row is None else IssuedToken(*row)
 
-    async def account(self, digest: str) -> Account | None:
-        """The account whose newest token has this digest."""
-        row = await self._reader.fetch_one(_ACCOUNT, digest=digest)
-        return None if row is None else Account(*row)
+    async def bearer(self, digest: str) -> Bearer | None:
+        """Whose newest token has this digest."""
+        row = await self._reader.fetch_one(_BEARER, digest=digest)
+        return None if row is None else Bearer(Account(row[0], row[1]), row[2])

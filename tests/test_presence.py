@@ -232,7 +232,7 @@ async def test_a_connection_tells_the_log_nothing_of_its_token(
 ) -> None:
     alice = await commands.register("alice", "Passw0rd!", "c")
     token, _ = await commands.generate_token(alice, "c")
-    await connections.open(alice, await commands.token_generation(alice, token), "a", "c", device="phone")
+    await connections.open(alice, (await commands.bearer(token)).generation, "a", "c", device="phone")
 
     for event in await log.read():
         assert token.encode() not in (event.data or b"") + event.metadata

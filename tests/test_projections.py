@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tornado.ioloop import IOLoop
 
 import projections
-from chat.commands import Account, Channel, Commands, IssuedToken
+from chat.commands import Account, Bearer, Channel, Commands, IssuedToken
 from chat.names import BOT_ID, FIRST_PERSON_ID
 from chat.passwords import PasswordHasher
 from chat.refusals import Reason, Refused
@@ -194,12 +194,12 @@ async def test_an_account_has_its_newest_token_only(commands: Commands, models: 
     of_bob, _ = await commands.generate_token(bob, "c")
 
     assert await models.tokens.of_account(alice.account_id) == IssuedToken(3, token_digest(tokens[2]))
-    found = [await models.tokens.account(token_digest(token)) for token in [*tokens, of_bob, "no token"]]
-    assert found == [None, None, alice, bob, None]
-    assert await commands.token_generation(alice, tokens[2]) == 3
-    for not_hers in (*tokens[:2], of_bob, "no token"):
+    found = [await models.tokens.bearer(token_digest(token)) for token in [*tokens, of_bob, "no token"]]
+    assert found == [None, None, Bearer(alice, 3), Bearer(bob, 1), None]
+    assert await commands.bearer(tokens[2]) == Bearer(alice, 3)
+    for nobody_s in (*tokens[:2], "no token"):
         with pytest.raises(Refused) as refused:
-            await commands.token_generation(alice, not_hers)
+            await commands.bearer(nobody_s)
         assert refused.value.reason is Reason.INVALID_TOKEN
 
 
@@ -418,7 +418,7 @@ async def test_a_token_that_another_process_ended_is_good_no_longer(
     [alice] = await people(commands, "alice")
     token, _ = await commands.generate_token(alice, "c")
     digest = token_digest(token)
-    assert await models.account_of_token(digest) == await models.account_of_token(digest) == alice
+    assert await models.bearer_of_token(digest) == await models.bearer_of_token(digest) == Bearer(alice, 1)
     heard: list[RecordedEvent] = []
     log.subscribe(heard.extend)
 
@@ -426,7 +426,7 @@ async def test_a_token_that_another_process_ended_is_good_no_longer(
         await Commands(other, ReadModels(other), passwords, SECRET).generate_token(alice, "c")
         await until(lambda: heard)
 
-    assert await models.account_of_token(digest) is None
+    assert await models.bearer_of_token(digest) is None
 
 
 # --- plans -------------------------------------------------------------------------------------------------------
@@ -550,7 +550,7 @@ async def assert_that_one_thing_is_found_by_few_pages(database: str) -> None:
         await accounts.by_name("user_1005")
         await accounts.next_id()
         await tokens.of_account(1005)
-        await tokens.account("digest")
+        await tokens.bearer("digest")
         await channels.by_name("channel_10")
         await channels.is_member(10, 1005)
         await channels.of_account(1005)

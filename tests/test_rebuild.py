@@ -258,7 +258,7 @@ class Crowd:
         await self._models.dms.newest_of_account(self._alice.account_id, 50)
         await self._models.channels.of_account(self._alice.account_id)
         await self._models.accounts.credentials("alice-den")
-        await self._models.tokens.account("a digest")
+        await self._models.tokens.bearer("a digest")
 
 
 @pytest.mark.slow

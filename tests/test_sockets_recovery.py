@@ -391,7 +391,12 @@ async def test_a_pid_that_was_tampered_with_fails(chat: Chat) -> None:
     listener, offset = await recoverable(chat, bob)
     pid = listener.pid
 
-    for changed in ("A" + pid[1:], pid[:30] + ("A" if pid[30] != "A" else "B") + pid[31:], pid[:-4], pid + pid):
+    for changed in (
+        ("A" if pid[0] != "A" else "B") + pid[1:],
+        pid[:30] + ("A" if pid[30] != "A" else "B") + pid[31:],
+        pid[:-4],
+        pid + pid,
+    ):
         assert await reason_of(await coming_back(chat, changed, offset)) == "the pid is not known"
 
 

@@ -15,6 +15,7 @@ from heapq import merge
 
 from chat.commands import Account, Commands
 from chat.connections import ConnectionHistory, Connections
+from chat.refusals import Refused
 from eventstore.errors import LogUnavailable, WrongVersion
 from eventstore.ids import new_id
 from handlers.sockets.fanout import (
@@ -74,12 +75,11 @@ class Admission:
 
     async def register(self, socket: Socket, token: str, device: str | None) -> None:
         """Registers a connection that is new; raises `Refused`, `Malformed` and `LogUnavailable`."""
-        account = await self._commands.authenticate(token)
-        generation = await self._commands.token_generation(account, token)
+        bearer = await self._commands.bearer(token)
         name = secrets.token_hex(16) if socket.pid is None else connection_id(socket.pid)
-        registration = await self._open(account, generation, name, 0, device)
+        registration = await self._open(bearer.account, bearer.generation, name, 0, device)
         socket.accept()
-        await self._go_live(socket, registration, registration.position, is_new=True)
+        await self._go_live(socket, registration, registration.position, token, is_new=True)
 
     async def register_again(self, socket: Socket, registration: Registration, token: str) -> None:
         """Answers a connection that was recovered and registers nevertheless, as clients do that cannot tell."""
@@ -131,7 +131,7 @@ class Admission:
         registration.is_recovered = True
         self._replace(connection_id(pid))
         socket.pid = pid
-        await self._go_live(socket, registration, max(after, history.began), is_new=after < history.began)
+        await self._go_live(socket, registration, max(after, history.began), token, is_new=after < history.began)
 
     async def _open(
         self, account: Account, generation: int, name: str, version: int, device: str | None = None
@@ -183,7 +183,9 @@ class Admission:
             self._registry.forget(before)
             before.close()
 
-    async def _go_live(self, socket: Socket, registration: Registration, after: int, *, is_new: bool) -> None:
+    async def _go_live(
+        self, socket: Socket, registration: Registration, after: int, token: str | None, *, is_new: bool
+    ) -> None:
         """Sends everything behind `after`, and lets the socket go on from there; `ready` first if it is new."""
         account_id = registration.account.account_id
         # At once: an offset must not reach the client ahead of what lies before it, and whatever ends the account's
@@ -193,12 +195,14 @@ class Admission:
         try:
             if is_new:
                 self._say_ready(socket, registration, after)
+            # All that was said before the client came is told as missed, though the fan-out may come to it only now.
+            await self._fanout.reached(registration.position)
             while socket.is_open and self._fanout.position - after > _NEAR:
                 after = await self._replay(socket, account_id, after, self._fanout.position)
             through = await self._enter_rooms(socket, registration)
+            if await self._has_lost_its_token(registration, token):
+                self._fanout.end(socket, "The token has ended!")
             await self._replay(socket, account_id, after, through)
-            # What the client has already is held back too, and thrown away, if the fan-out comes to it only now.
-            await self._fanout.reached(after)
         except BaseException:
             # The client has no gap this way: it comes back and asks again.
             socket.close()
@@ -217,19 +221,27 @@ class Admission:
         socket.join(account_room(account_id))
         socket.join(EVERYONE)
         memberships = await self._models.channels.memberships(account_id)
-        # A token that was changed while all this went on ended nobody: this socket was not among the account's yet.
-        current = await self._models.token_of(account_id)
         through = self._fanout.position
         # The account comes to what lies behind with the fan-out, which knows of this socket by now.
         for channel, since in memberships:
             if since <= through:
                 socket.join(channel_room(channel.channel_id))
-        if current is None or current.generation > registration.token_generation:
-            self._fanout.end(socket, "The token has ended!")
         return through
+
+    async def _has_lost_its_token(self, registration: Registration, token: str | None) -> bool:
+        """Whether the token ended before this socket was among the account's, so that its end did not end it."""
+        if token is None:
+            current = await self._models.token_of(registration.account.account_id)
+            return current is None or current.generation > registration.token_generation
+        try:
+            return (await self._commands.bearer(token)).generation > registration.token_generation
+        except Refused:
+            return True
 
     async def _replay(self, socket: Socket, account_id: int, after: int, through: int) -> int:
         """Sends what lies behind `after` up to `through`; returns how far it came: there, if the socket lives."""
+        if not self._fanout.may_have_told(after):
+            return through
         while after < through and socket.is_open:
             messages: list[Message] = await self._models.messages.missed(account_id, after, through, _PAGE)
             direct: list[DirectMessage] = await self._models.dms.missed(account_id, after, through, _PAGE)

@@ -96,6 +96,8 @@ class Fanout:
         on_restart: Callable[[int], None],
     ) -> None:
         self.position = 0
+        # The last message, or where this process began: what lies before, it has not seen.
+        self._last_told = 0
         # Set when `position` has moved, and then replaced.
         self._moved = asyncio.Event()
         self.channel_event = channel_event
@@ -107,7 +109,11 @@ class Fanout:
 
     async def start(self) -> None:
         """Begins at the end of the log: what stands there by now nobody here has been waiting for."""
-        self.position = await self._log.head()
+        self.position = self._last_told = await self._log.head()
+
+    def may_have_told(self, after: int) -> bool:
+        """Whether there may be messages behind `after`, as far as everything up to `position` goes."""
+        return self._last_told > after
 
     async def head(self) -> int:
         """The last position of the log, which is ahead of `position` for a moment."""
@@ -169,8 +175,10 @@ class Fanout:
     def _pass_on(self, recorded: RecordedEvent, event: events.Event, names: _Names) -> None:
         match event:
             case events.MessageSent():
+                self._last_told = recorded.position
                 self._tell_channel(recorded, event, names)
             case events.DirectMessageSent():
+                self._last_told = recorded.position
                 self._tell_recipient(recorded, event, names)
             case events.ChannelCreated(creator_id=int(creator_id)):
                 self._join(creator_id, recorded.position)

@@ -26,7 +26,7 @@ class Pids:
     def new(self) -> str:
         """A pid that nobody else has."""
         body = secrets.token_bytes(_RANDOM) + int(self._clock()).to_bytes(_TIME, "big")
-        return base64.urlsafe_b64encode(body + self._signature(body)).decode().rstrip("=")
+        return _text(body + self._signature(body))
 
     def age(self, pid: object) -> float | None:
         """How many seconds ago a pid was made; None for what is none of ours."""
@@ -39,10 +39,17 @@ class Pids:
         body, signature = raw[: _RANDOM + _TIME], raw[_RANDOM + _TIME :]
         if len(body) < _RANDOM + _TIME or not hmac.compare_digest(signature, self._signature(body)):
             return None
+        # Base64 has bits to spare at its end: of all the texts that say the same only one is a pid.
+        if _text(raw) != pid:
+            return None
         return self._clock() - int.from_bytes(body[_RANDOM:], "big")
 
     def _signature(self, body: bytes) -> bytes:
         return hmac.digest(self._key, body, sha256)[:_SIGNATURE]
+
+
+def _text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def connection_id(pid: str) -> str:
