@@ -283,16 +283,8 @@ class Namespace:
         room = rooms.get(name)
         if room is not None:
             self._server._engine.hub.leave(socket._session, room)
-            self._forget_empty(rooms, name)
-
-    def _leave_all(self, socket: Socket, names: Sequence[str | None]) -> None:
-        for name in names:
-            self._leave(socket, name)
-
-    @staticmethod
-    def _forget_empty(rooms: dict[str | None, Room], name: str | None) -> None:
-        if not rooms[name].members:
-            del rooms[name]
+            if not room.members:
+                del rooms[name]
 
 
 class Socket:
@@ -472,7 +464,8 @@ class Socket:
         """Leaves everything; the application hears of it if it had let the socket in."""
         self._has_ended = True
         rooms, self._rooms = list(self._rooms), {}
-        self.namespace._leave_all(self, rooms)
+        for room in rooms:
+            self.namespace._leave(self, room)
         # Nobody wants any more what was kept back for it; others of the connection are not to wait for their own.
         self.release(sys.maxsize)
         self._inbox, self._early = None, None

@@ -257,9 +257,11 @@ class Admission:
 
     def _send(self, socket: Socket, message: Message | DirectMessage) -> None:
         if isinstance(message, Message):
-            socket.replay(self._fanout.channel_event, told_message(message), offset=message.message_id)
+            told = told_message(message.sender, message.text, message.channel, message.sent_at)
+            socket.replay(self._fanout.channel_event, told, offset=message.message_id)
         else:
-            socket.replay(NEW_DM, told_direct(message), offset=message.message_id)
+            told = told_direct(message.sender, message.text, message.recipient)
+            socket.replay(NEW_DM, told, offset=message.message_id)
 
     def _say_ready(self, socket: Socket, registration: Registration, offset: int) -> None:
         username = registration.account.username

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -23,8 +24,6 @@ from eventstore.events import RecordedEvent
 from eventstore.log import EventLog
 from handlers.sockets.registry import Registry
 from handlers.v3.answers import timestamp
-from projections.dms import DirectMessage
-from projections.messages import Message
 from projections.models import ReadModels
 from realtime.server import Namespace, Socket
 
@@ -65,19 +64,14 @@ def channel_room(channel_id: int) -> str:
     return f"channel-{channel_id}"
 
 
-def told_message(message: Message) -> dict[str, Any]:
+def told_message(sender: str, text: str, channel: str, sent_at: datetime) -> dict[str, Any]:
     """A channel's message as its members are told of it."""
-    return {
-        "sender": message.sender,
-        "message": message.text,
-        "channel": message.channel,
-        "timestamp": timestamp(message.sent_at),
-    }
+    return {"sender": sender, "message": text, "channel": channel, "timestamp": timestamp(sent_at)}
 
 
-def told_direct(message: DirectMessage) -> dict[str, Any]:
+def told_direct(sender: str, text: str, recipient: str) -> dict[str, Any]:
     """A direct message as its recipient is told of it."""
-    return {"sender": message.sender, "message": message.text, "recipient": message.recipient}
+    return {"sender": sender, "message": text, "recipient": recipient}
 
 
 class Fanout:
@@ -208,19 +202,14 @@ class Fanout:
             return
         room = EVERYONE if channel.name == ANNOUNCE else channel_room(event.channel_id)
         if self._namespace.has_listeners(room):
-            told = {
-                "sender": sender.username,
-                "message": event.text,
-                "channel": channel.name,
-                "timestamp": timestamp(recorded.recorded_at),
-            }
+            told = told_message(sender.username, event.text, channel.name, recorded.recorded_at)
             self._namespace.emit(self.channel_event, told, room=room, offset=recorded.position)
 
     def _tell_recipient(self, recorded: RecordedEvent, event: events.DirectMessageSent, names: _Names) -> None:
         room = account_room(event.recipient_id)
         sender, recipient = names.accounts.get(event.sender_id), names.accounts.get(event.recipient_id)
         if sender is not None and recipient is not None and self._namespace.has_listeners(room):
-            told = {"sender": sender.username, "message": event.text, "recipient": recipient.username}
+            told = told_direct(sender.username, event.text, recipient.username)
             self._namespace.emit(NEW_DM, told, room=room, offset=recorded.position)
 
     def _join(self, account_id: int, channel_id: int) -> None:
