@@ -27,6 +27,7 @@ from tornado.netutil import bind_sockets
 
 import projections
 from audit import cli
+from audit.command import CommandFailed
 from bot.fokabot import FokaBot
 from chat.commands import Commands, utc_now
 from chat.connections import Connections
@@ -244,7 +245,7 @@ def _only_server_in(data_dir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise cli.CommandFailed(
+            raise CommandFailed(
                 f"another server (pid {lock.read().strip()}) runs on {data_dir}: stop it, or give another --data-dir"
             ) from None
         lock.truncate(0)
@@ -259,7 +260,7 @@ def _listening_sockets(settings: Settings) -> Iterator[list[socket]]:
     try:
         sockets = bind_sockets(settings.port, settings.address, backlog=_BACKLOG)
     except OSError as error:
-        raise cli.CommandFailed(
+        raise CommandFailed(
             f"cannot listen on {settings.address} port {settings.port}: {error.strerror or error}"
         ) from error
     try:
@@ -282,7 +283,7 @@ def _kept_secret(path: Path) -> bytes:
         _write_whole(path, secrets.token_hex(32))
     secret = path.read_bytes().strip()
     if len(secret) < 16:
-        raise cli.CommandFailed(f"{path} does not hold a secret: put back the file that this log was made with")
+        raise CommandFailed(f"{path} does not hold a secret: put back the file that this log was made with")
     return secret
 
 

@@ -70,6 +70,12 @@ def _database_url(text: str) -> str:
     return _text(text)
 
 
+def _origin(text: str) -> str:
+    if not text or "+" in text or any(character.isspace() or character < " " for character in text):
+        raise ValueError("must be a name without white space and without +, such as example.com/minutes")
+    return text
+
+
 def _event_name(text: str) -> str:
     if text in ("connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"):
         raise ValueError(f"must not be {text}, which is an event of Socket.IO itself")
@@ -122,6 +128,19 @@ class Settings:
     )
     audit_key: str | None = _field(
         None, "key of the auditors' stream, namespace /log; without one it refuses", _text, secret=True
+    )
+    origin: str = _field(
+        "minutebook.local/log", "name of this log in its checkpoints and proofs, best a URL of yours", _origin
+    )
+    checkpoint_interval: int = _field(
+        10, "seconds from one signed checkpoint of the log to the next, while it grows", whole(1, 86_400)
+    )
+    log_key: str | None = _field(
+        None,
+        "key that signs the checkpoints (PRIVATE+KEY+…), the same at all servers of a log; "
+        "by default made once and kept in data_dir",
+        _text,
+        secret=True,
     )
     cors_origin: str = _field(
         "*",

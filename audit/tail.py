@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
+import click
 import msgspec
 
+from audit.command import Command
+from audit.database import database
+from audit.output import Output
 from eventstore.events import RecordedEvent
 from eventstore.log import EventLog
+from settings import Settings
 
 _PAGE = 1000
 _encoder = msgspec.json.Encoder()
@@ -58,3 +64,27 @@ async def _up_to_now(log: EventLog, wanted: Wanted) -> AsyncIterator[list[Record
             return
         yield page
         place = page[-1].version if wanted.stream is not None else page[-1].position
+
+
+def _tail(
+    settings: Settings, out: Output, since: int, follow: bool, types: tuple[str, ...], stream: str | None
+) -> None:
+    """Print the log, one JSON object a line.
+
+    Works beside a running server, and without one.
+    """
+    with database(settings) as conninfo:
+        asyncio.run(tail(conninfo, Wanted(since, frozenset(types), stream), out.write, follow=follow))
+
+
+COMMAND = Command(
+    "tail",
+    _tail,
+    (
+        click.Option(["--since"], type=click.IntRange(min=0), default=0, help="Only events behind this position."),
+        click.Option(["--follow", "-f"], is_flag=True, help="Go on with new events until interrupted."),
+        click.Option(["--type", "types"], multiple=True, help="Only events of this type; may be given several times."),
+        click.Option(["--stream"], help="Only events of this stream."),
+    ),
+    examples=("tail --follow --type MessageSent",),
+)

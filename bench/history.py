@@ -173,15 +173,14 @@ def _appended() -> sa.Insert:
         .subquery("made")
     )
     c = made.c
-    leaf = merkle.leaf_hash_sql(
+    entry = merkle.entry_sql(
         position=c.position,
         stream=c.stream,
         version=c.version,
         event_type=c.type,
         metadata=c.metadata,
         recorded_at=merkle.rfc3339_sql(c.recorded_at),
-        salt=c.salt,
-        data=c.data,
+        data_hash=merkle.data_hash_sql(c.salt, c.data),
     )
     rows = sa.select(
         c.position,
@@ -192,9 +191,10 @@ def _appended() -> sa.Insert:
         sa.cast(c.metadata, JSON),
         c.recorded_at,
         c.salt,
-        leaf,
+        merkle.leaf_hash_sql(entry),
     )
-    return sa.insert(events).from_select([column.name for column in events.c], rows)
+    names = [column.name for column in events.c if column is not events.c.data_hash]
+    return sa.insert(events).from_select(names, rows)
 
 
 def _head_moved() -> sa.Update:

@@ -105,15 +105,14 @@ def _appended(head: sa.CTE) -> sa.CTE:
         .render_derived(name="batch")
     )
     position = head.c.base + batch.c.ordinal
-    leaf = merkle.leaf_hash_sql(
+    entry = merkle.entry_sql(
         position=position,
         stream=batch.c.stream,
         version=batch.c.version,
         event_type=batch.c.type,
         metadata=batch.c.metadata,
         recorded_at=head.c.recorded_text,
-        salt=batch.c.salt,
-        data=batch.c.data,
+        data_hash=merkle.data_hash_sql(batch.c.salt, batch.c.data),
     )
     rows = sa.select(
         position,
@@ -124,10 +123,10 @@ def _appended(head: sa.CTE) -> sa.CTE:
         sa.cast(batch.c.metadata, JSON),
         head.c.recorded_at,
         batch.c.salt,
-        leaf,
+        merkle.leaf_hash_sql(entry),
     ).select_from(batch.join(head, sa.true()))
-    insert = sa.insert(events).from_select([column.name for column in events.c], rows)
     c = events.c
+    insert = sa.insert(events).from_select([column.name for column in c if column is not c.data_hash], rows)
     return insert.returning(c.position, c.stream, c.version, c.type, c.data, c.recorded_at).cte("appended")
 
 

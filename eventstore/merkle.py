@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import BYTEA
 
 from eventstore.statements import inline
 
@@ -59,7 +60,7 @@ def leaf_hash(entry: bytes) -> bytes:
     return sha256(b"\0" + entry).digest()
 
 
-def leaf_hash_sql(
+def entry_sql(
     *,
     position: sa.ColumnElement[int],
     stream: sa.ColumnElement[str],
@@ -67,29 +68,38 @@ def leaf_hash_sql(
     event_type: sa.ColumnElement[str],
     metadata: sa.ColumnElement[str],
     recorded_at: sa.ColumnElement[str],
-    salt: sa.ColumnElement[bytes],
-    data: sa.ColumnElement[str],
+    data_hash: sa.ColumnElement[bytes],
 ) -> sa.ColumnElement[bytes]:
-    """`leaf_hash` of an event as an SQL expression; `data` and `metadata` as text, `recorded_at` by `rfc3339_sql`."""
-    digest = sa.func.sha256(salt.op("||")(_utf8(data)))
-    text = sa.func.concat(
-        inline('{"data_hash":"'),
-        sa.func.encode(digest, inline("hex")),
-        inline('","metadata":'),
-        metadata,
-        inline(',"position":'),
-        position,
-        inline(',"recorded_at":"'),
-        recorded_at,
-        inline('","stream":"'),
-        stream,
-        inline('","type":"'),
-        event_type,
-        inline('","version":'),
-        version,
-        inline("}"),
+    """`entry` as an SQL expression; `metadata` as text, `recorded_at` by `rfc3339_sql`."""
+    return utf8(
+        sa.func.concat(
+            inline('{"data_hash":"'),
+            sa.func.encode(data_hash, inline("hex")),
+            inline('","metadata":'),
+            metadata,
+            inline(',"position":'),
+            position,
+            inline(',"recorded_at":"'),
+            recorded_at,
+            inline('","stream":"'),
+            stream,
+            inline('","type":"'),
+            event_type,
+            inline('","version":'),
+            version,
+            inline("}"),
+        )
     )
-    return sa.func.sha256(sa.literal_column(r"'\x00'::bytea").op("||")(_utf8(text)))
+
+
+def data_hash_sql(salt: sa.ColumnElement[bytes], data: sa.ColumnElement[str]) -> sa.ColumnElement[bytes]:
+    """`data_hash` as an SQL expression; `data` as text."""
+    return sa.func.sha256(salt.op("||")(utf8(data)), type_=BYTEA)
+
+
+def leaf_hash_sql(entry: sa.ColumnElement[bytes]) -> sa.ColumnElement[bytes]:
+    """`leaf_hash` as an SQL expression."""
+    return sa.func.sha256(sa.literal_column(r"'\x00'::bytea").op("||")(entry), type_=BYTEA)
 
 
 def rfc3339_sql(moment: sa.ColumnElement[datetime]) -> sa.ColumnElement[str]:
@@ -97,5 +107,6 @@ def rfc3339_sql(moment: sa.ColumnElement[datetime]) -> sa.ColumnElement[str]:
     return sa.func.to_char(sa.func.timezone(inline("UTC"), moment), inline('YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))
 
 
-def _utf8(text: sa.ColumnElement[str]) -> sa.ColumnElement[bytes]:
-    return sa.func.convert_to(text, inline("UTF8"))
+def utf8(text: sa.ColumnElement[str]) -> sa.ColumnElement[bytes]:
+    """The bytes of a text, as an SQL expression."""
+    return sa.func.convert_to(text, inline("UTF8"), type_=BYTEA)

@@ -31,10 +31,14 @@ events = sa.Table(
     sa.Column("recorded_at", TIMESTAMP(timezone=True), nullable=False),
     sa.Column("salt", BYTEA),
     sa.Column("leaf_hash", BYTEA, nullable=False),
+    # `SHA-256(salt || data)`, once they are erased: without it nobody could compute the leaf hash again.
+    sa.Column("data_hash", BYTEA),
     sa.UniqueConstraint("stream", "version"),
     sa.CheckConstraint("position > 0", name="position"),
     sa.CheckConstraint("version > 0", name="version"),
-    sa.CheckConstraint("(data IS NULL) = (salt IS NULL)", name="erasure"),
+    sa.CheckConstraint("(data IS NULL) = (salt IS NULL) AND (data IS NULL) = (data_hash IS NOT NULL)", name="erasure"),
+    # The few events that say what was erased, for those who ask whether an empty one is named by any.
+    sa.Index("events_erased_idx", "position", postgresql_where=sa.text("type = 'Erased'")),
 )
 
 # One row: the last position of the log. An append updates it first, and its lock lasts to the commit, which is
@@ -63,4 +67,33 @@ node_leases = sa.Table(
     metadata,
     sa.Column("node_id", NAME, primary_key=True),
     sa.Column("renewed_at", TIMESTAMP(timezone=True), nullable=False),
+)
+
+# The Merkle tree above its leaves, as far as it will never change: at level 1 the hashes of 256 leaves each, at level 2
+# of 256 of those, and so on (the levels of C2SP's tlog-tiles; level 0 are the events' leaf hashes).
+tree_hashes = sa.Table(
+    "tree_hashes",
+    metadata,
+    sa.Column("level", sa.SmallInteger, primary_key=True, autoincrement=False),
+    sa.Column("index", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("hash", BYTEA, nullable=False),
+)
+
+# Every checkpoint that was ever signed, as a signed note (C2SP tlog-checkpoint), by the size of the tree.
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("size", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("signed_at", TIMESTAMP(timezone=True), nullable=False),
+    sa.CheckConstraint("size > 0", name="size"),
+)
+
+# One row: by which key this log's checkpoints are signed, as a verifier key (C2SP signed-note).
+log_key = sa.Table(
+    "log_key",
+    metadata,
+    sa.Column("only", sa.Boolean, primary_key=True, server_default=sa.true()),
+    sa.Column("verifier_key", sa.Text, nullable=False),
+    sa.CheckConstraint('"only"', name="only"),
 )

@@ -16,8 +16,9 @@ accounts = sa.Table(
     "accounts",
     metadata,
     sa.Column("account_id", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("username", sa.Text, nullable=False),
-    sa.Column("safe_name", NAME, nullable=False, unique=True),
+    # Both null once they are erased. The row stays: ids are never given twice.
+    sa.Column("username", sa.Text),
+    sa.Column("safe_name", NAME, unique=True),
     sa.Column("password_hash", sa.Text),
 )
 

@@ -19,7 +19,7 @@ from tests.fold import Tables
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 READ_MODELS = [table.name for projection in projections.ALL for table in projection.tables]
-LOG = ["events", "commands"]
+LOG = ["events", "commands", "tree_hashes", "checkpoints", "log_key"]
 
 
 def connect(conninfo: str) -> Connection:
@@ -78,10 +78,12 @@ def cut(head: int, places: Iterable[int]) -> list[tuple[int, int]]:
 
 def empty(connection: Connection) -> None:
     """Makes a database as new, which nothing in the house can do: quicker than a fresh copy of the template."""
-    run(connection, "ALTER TABLE events DISABLE TRIGGER events_immutable")
+    for table in ("events", "checkpoints"):
+        run(connection, f"ALTER TABLE {table} DISABLE TRIGGER {table}_immutable")
     run(connection, f"TRUNCATE {', '.join(['public.{}'] * len(LOG + READ_MODELS))}", *LOG, *READ_MODELS)
     run(connection, "UPDATE log_head SET position = 0, recorded_at = to_timestamp(0)")
-    run(connection, "ALTER TABLE events ENABLE ALWAYS TRIGGER events_immutable")
+    for table in ("events", "checkpoints"):
+        run(connection, f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {table}_immutable")
 
 
 class Outage:

@@ -38,13 +38,16 @@ LIBRARIES: Mapping[str, set[str]] = {
     "alembic": {"eventstore", "projections"},
     "bcrypt": {"chat"},
     "click": {"audit"},
+    "cryptography": {"eventstore"},
     "discord": {"bot"},
     "msgspec": set(HOUSE),
     "prometheus_client": {"handlers"},
     "psycopg": {"eventstore", "settings"},
+    "rich": {"audit"},
     "sqlalchemy": {"eventstore", "projections"},
     "structlog": set(HOUSE),
     "tornado": {"handlers", "realtime", "server"},
+    "zstandard": {"audit"},
 }
 
 SAYS_NOTHING = {"utils", "util", "helpers", "helper", "manager", "managers", "common", "misc"}

@@ -28,8 +28,8 @@ from eventstore.migrate import VERSIONS, alembic_config, migrate
 from tests import tables
 
 METADATA = [eventstore.tables.metadata, projections.schema.metadata]
-REVISIONS = ["log_0001", "log_0002", "models_0001", "models_0002"]
-HEADS = ["log_0002", "models_0002"]
+REVISIONS = ["log_0001", "log_0002", "log_0003", "models_0001", "models_0002", "models_0003"]
+HEADS = ["log_0003", "models_0003"]
 _numbers = itertools.count(1)
 
 
@@ -133,14 +133,28 @@ def test_the_log_s_triggers_are_there_and_fire_for_replicas_too(database: str) -
             "SELECT tgrelid::regclass::text, tgname, tgenabled::text, pg_get_triggerdef(oid) "
             "FROM pg_trigger WHERE NOT tgisinternal"
         )
-        assert tables.rows(connection, query) == [
+        refusing = "FOR EACH STATEMENT EXECUTE FUNCTION events_refuse_change()"
+        assert tables.rows(connection, f"{query} ORDER BY 1, 2") == [
+            (
+                "checkpoints",
+                "checkpoints_immutable",
+                "A",
+                "CREATE TRIGGER checkpoints_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.checkpoints "
+                + refusing,
+            ),
+            (
+                "events",
+                "events_erasure",
+                "A",
+                "CREATE TRIGGER events_erasure AFTER UPDATE ON public.events REFERENCING OLD TABLE AS before "
+                "NEW TABLE AS after FOR EACH STATEMENT EXECUTE FUNCTION events_check_erasure()",
+            ),
             (
                 "events",
                 "events_immutable",
                 "A",
-                "CREATE TRIGGER events_immutable BEFORE DELETE OR UPDATE OR TRUNCATE ON public.events "
-                "FOR EACH STATEMENT EXECUTE FUNCTION events_refuse_change()",
-            )
+                f"CREATE TRIGGER events_immutable BEFORE DELETE OR TRUNCATE ON public.events {refusing}",
+            ),
         ]
 
 
@@ -200,8 +214,8 @@ async def test_running_them_again_leaves_what_was_written_alone(blank: str) -> N
 
 
 def test_the_log_can_do_without_the_read_models_and_get_them_later(blank: str) -> None:
-    assert migrate(blank) == ["log_0001", "log_0002"]
-    assert migrate(blank, [projections.MIGRATIONS]) == ["models_0001", "models_0002"]
+    assert migrate(blank) == ["log_0001", "log_0002", "log_0003"]
+    assert migrate(blank, [projections.MIGRATIONS]) == ["models_0001", "models_0002", "models_0003"]
 
 
 @pytest.mark.gen_test
@@ -215,7 +229,12 @@ async def test_a_log_of_the_first_revisions_goes_on_under_the_newest(blank: str)
     with tables.connect(blank) as connection:
         tables.run(connection, "INSERT INTO tokens VALUES (1000, 1, 'digest of alice'), (1001, 1, 'digest of bob')")
 
-    assert sorted(migrate(blank, [projections.MIGRATIONS])) == ["log_0002", "models_0002"]
+    assert sorted(migrate(blank, [projections.MIGRATIONS])) == [
+        "log_0002",
+        "log_0003",
+        "models_0002",
+        "models_0003",
+    ]
 
     async with EventLog(blank, projections.ALL) as log:
         revoked = TokenRevoked(1000, 2).recorded_form()
@@ -240,7 +259,7 @@ def test_a_migration_that_fails_leaves_nothing_half_done(blank: str) -> None:
         assert [name for [name] in tables.rows(connection, query)] == ["commands"]
 
         tables.run(connection, "DROP TABLE commands")
-        assert migrate(blank) == ["log_0001", "log_0002"]
+        assert migrate(blank) == ["log_0001", "log_0002", "log_0003"]
 
 
 def modules() -> Sequence[ModuleType]:
@@ -263,6 +282,8 @@ def test_each_place_has_a_branch_of_its_own() -> None:
     assert branches == {
         "log_0001": {"log"},
         "log_0002": {"log"},
+        "log_0003": {"log"},
         "models_0001": {"models"},
         "models_0002": {"models"},
+        "models_0003": {"models"},
     }
