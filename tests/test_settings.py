@@ -63,7 +63,7 @@ def test_a_default_is_what_its_own_text_means(setting: Setting) -> None:
 def test_no_secret_has_a_default() -> None:
     secrets = {setting.name: setting.default for setting in table() if setting.secret}
 
-    assert secrets == {"database_url": None, "secret": None, "ci_key": None, "audit_key": None}
+    assert secrets == {"database_url": None, "secret": None, "ci_key": None, "audit_key": None, "log_key": None}
 
 
 GOOD = {
@@ -80,6 +80,9 @@ GOOD = {
     "channel_event": ("message", "message"),
     "recovery_window": ("60", 60),
     "audit_key": ("key", "key"),
+    "origin": ("chat.example/minutes", "chat.example/minutes"),
+    "checkpoint_interval": ("60", 60),
+    "log_key": ("PRIVATE+KEY+a+00000000+AQ", "PRIVATE+KEY+a+00000000+AQ"),
     "cors_origin": ("https://chat.example", "https://chat.example"),
     "ping_interval": ("5", 5),
     "ping_timeout": ("3", 3),
@@ -101,6 +104,9 @@ BAD = {
     "channel_event": ["", "connect", "disconnect"],
     "recovery_window": ["", "-1", "31536001", "a day"],
     "audit_key": [""],
+    "origin": ["", "two words", "a+b", "line\nbreak", "bell\a"],
+    "checkpoint_interval": ["", "0", "86401", "1.5"],
+    "log_key": [""],
     "cors_origin": [""],
     "ping_interval": ["", "0", "3601", "1.5"],
     "ping_timeout": ["", "0", "3601"],
