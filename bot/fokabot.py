@@ -228,9 +228,14 @@ class FokaBot:
         if heard.channel is not None:
             await self._send(heard.channel.name, text, heard, "answer")
             return
-        await self._commands.send_direct_message(
-            _BOT, heard.sender.username, text, heard.correlation_id, heard.command_id("answer")
-        )
+        try:
+            await self._commands.send_direct_message(
+                _BOT, heard.sender.username, text, heard.correlation_id, heard.command_id("answer")
+            )
+        except Refused as refused:
+            # Who asked was erased meanwhile, and nobody waits for the answer.
+            if refused.reason is not Reason.USER_NOT_FOUND:
+                raise
 
     async def _send(self, channel: str, text: str, heard: Heard, what: str) -> None:
         await self._commands.send_message(_BOT, channel, text, heard.correlation_id, heard.command_id(what))

@@ -19,6 +19,7 @@ from chat import events, rules
 from chat.names import ANNOUNCE, BOT_ID, BOT_NAME, NameStreams, channel_name, safe_name
 from chat.passwords import PasswordHasher
 from chat.refusals import Reason, Refused
+from chat.sources import SourceSeal
 from chat.tokens import TokenMint, token_digest
 from eventstore.errors import LogError, LogUnavailable, WrongVersion
 from eventstore.events import Appended, Context, RecordedEvent, StreamWrite
@@ -133,9 +134,9 @@ class Models(Protocol):
 class Commands:
     """Everything that can be asked of Minutebook that changes something.
 
-    `operators` are the usernames that may write to the announcements; `now` is the clock by which silences end. All
-    commands raise `Refused` for a reason of the rules, `Malformed` for a value that cannot be, and `LogUnavailable`
-    when nothing can be recorded now.
+    `operators` are the usernames that may write to the announcements; `now` is the clock by which silences end. A
+    `source_address` is recorded sealed. All commands raise `Refused` for a reason of the rules, `Malformed` for a value
+    that cannot be, and `LogUnavailable` when nothing can be recorded now.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Commands:
         self._passwords = passwords
         self._mint = TokenMint(secret)
         self._streams = NameStreams(secret)
+        self._seal = SourceSeal(secret)
         self._operators = Operators(operators)
         self._now = now
         self._registering = asyncio.Lock()
@@ -165,7 +167,7 @@ class Commands:
         bot_stream = self._streams.account(safe_name(BOT_NAME))
         genesis = await self._log.append(
             StreamWrite(bot_stream, [claimed.recorded_form()]),
-            StreamWrite(_account_stream(BOT_ID), [registered.recorded_form()]),
+            StreamWrite(account_stream(BOT_ID), [registered.recorded_form()]),
             StreamWrite(
                 self._streams.channel(ANNOUNCE), [rules.make_channel(ANNOUNCE, None, taken=False).recorded_form()]
             ),
@@ -185,15 +187,23 @@ class Commands:
             raise Refused(Reason.USERNAME_TAKEN)
         password_hash = await self._passwords.hash(password)
 
+        claim = self._streams.account(safe)
+
         async def attempt() -> Account:
             taken = await self._models.account_by_name(safe) is not None
             account_id = await self._models.next_account_id()
             claimed, registered = rules.register(account_id, username, password_hash, taken=taken)
-            await self._log.append(
-                StreamWrite(self._streams.account(safe), [claimed.recorded_form()]),
-                StreamWrite(_account_stream(account_id), [registered.recorded_form()]),
-                context=Context(account_id, correlation_id),
-            )
+            try:
+                await self._log.append(
+                    StreamWrite(claim, [claimed.recorded_form()]),
+                    StreamWrite(account_stream(account_id), [registered.recorded_form()]),
+                    context=Context(account_id, correlation_id),
+                )
+            except WrongVersion as error:
+                # A name is never given twice, also when no read model knows of its account any more.
+                if error.stream == claim:
+                    raise Refused(Reason.USERNAME_TAKEN) from None
+                raise
             return Account(account_id, username)
 
         # Two at once would take the same number, and one of them would have to try again.
@@ -293,7 +303,14 @@ class Commands:
         return await until_settled(attempt)
 
     async def send_message(
-        self, account: Account, channel: str, text: str, correlation_id: str, idempotency_key: str | None = None
+        self,
+        account: Account,
+        channel: str,
+        text: str,
+        correlation_id: str,
+        idempotency_key: str | None = None,
+        *,
+        source_address: str | None = None,
     ) -> Appended:
         """Sends a text to a channel; its position is the message's id."""
         rules.check_text("message", text)
@@ -302,26 +319,38 @@ class Commands:
         may_write = self._may_write_without_membership(account, found) or await self._models.is_member(
             found.channel_id, account.account_id
         )
-        sent = rules.send_message(found.channel_id, account.account_id, text, may_write=may_write)
+        source = self._sealed(source_address)
+        sent = rules.send_message(found.channel_id, account.account_id, text, may_write=may_write, source=source)
         return await self._record_message(sent, account, correlation_id, idempotency_key)
 
     async def send_direct_message(
-        self, account: Account, username: str, text: str, correlation_id: str, idempotency_key: str | None = None
+        self,
+        account: Account,
+        username: str,
+        text: str,
+        correlation_id: str,
+        idempotency_key: str | None = None,
+        *,
+        source_address: str | None = None,
     ) -> Appended:
         """Sends a text to somebody; its position is the message's id."""
         rules.check_text("message", text)
         recipient = await self._account(username)
         await self._check_may_speak(account)
-        sent = rules.send_direct_message(account.account_id, recipient.account_id, text)
+        source = self._sealed(source_address)
+        sent = rules.send_direct_message(account.account_id, recipient.account_id, text, source=source)
         return await self._record_message(sent, account, correlation_id, idempotency_key)
 
-    async def delete_message(self, account: Account, message_id: int, correlation_id: str) -> None:
+    async def delete_message(
+        self, account: Account, message_id: int, correlation_id: str, *, source_address: str | None = None
+    ) -> None:
         """Deletes one of the account's own messages, of either kind."""
         context = Context(account.account_id, correlation_id)
+        source = self._sealed(source_address)
 
         async def attempt() -> None:
             stream, version, sent = await self._standing_message(message_id)
-            deleted = rules.delete_message(message_id, sent.sender_id, account.account_id)
+            deleted = rules.delete_message(message_id, sent.sender_id, account.account_id, source=source)
             await self._log.append(
                 StreamWrite(stream, [deleted.recorded_form()], expected_version=version), context=context
             )
@@ -354,6 +383,9 @@ class Commands:
         if not isinstance(sent, events.MessageSent | events.DirectMessageSent):
             raise Refused(Reason.MESSAGE_NOT_FOUND)
         return first.stream, len(history), sent
+
+    def _sealed(self, address: str | None) -> str | None:
+        return None if address is None else self._seal.seal(address)
 
     async def _channel(self, name: str) -> Channel:
         channel = await self._models.channel_by_name(safe_name(channel_name(name)))
@@ -392,7 +424,8 @@ async def generation_of(models: Models, account_id: int) -> int:
     return current.generation if current else 0
 
 
-def _account_stream(account_id: int) -> str:
+def account_stream(account_id: int) -> str:
+    """The stream of an account itself."""
     return f"account-{account_id}"
 
 

@@ -171,27 +171,47 @@ class MemberAdded(Event, frozen=True, gc=False):
     added_by: int
 
 
-class MessageSent(Event, frozen=True, gc=False):
-    """A message in a channel; its id is this event's position."""
+class MessageSent(Event, frozen=True, gc=False, omit_defaults=True):
+    """A message in a channel; its id is this event's position.
+
+    `source`, here and below, is the network address that it came from, sealed (`chat.sources`); None: it is not known.
+    """
 
     channel_id: int
     sender_id: int
     text: str
+    source: str | None = None
 
 
-class DirectMessageSent(Event, frozen=True, gc=False):
+class DirectMessageSent(Event, frozen=True, gc=False, omit_defaults=True):
     """A message from one account to another; its id is this event's position."""
 
     sender_id: int
     recipient_id: int
     text: str
+    source: str | None = None
 
 
-class MessageDeleted(Event, frozen=True, gc=False):
+class MessageDeleted(Event, frozen=True, gc=False, omit_defaults=True):
     """A message, of either kind, is no longer shown."""
 
     message_id: int
     deleted_by: int
+    source: str | None = None
+
+
+class Erased(Event, frozen=True, gc=False):
+    """The data of the events at these positions was emptied, in the transaction that recorded this one.
+
+    It stands in the stream of what was erased: a message, or an account with all that it said; of the two ids the other
+    is None. `erased_by` is who did it, in words, since operators need no account.
+    """
+
+    account_id: int | None
+    message_id: int | None
+    positions: tuple[int, ...]
+    reason: str
+    erased_by: str
 
 
 TYPES: dict[str, type[Event]] = {
@@ -217,6 +237,7 @@ TYPES: dict[str, type[Event]] = {
         BanRemoved,
         AccountKicked,
         AccountReported,
+        Erased,
     )
 }
 

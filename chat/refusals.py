@@ -27,6 +27,7 @@ class Reason(Enum):
     NOT_FOR_THE_BOT = auto()
     NOT_FOR_AN_OPERATOR = auto()
     NOTHING_TO_UNDO = auto()
+    ALREADY_ERASED = auto()
 
 
 class Refused(Exception):

@@ -138,23 +138,27 @@ def may_read(channel: str, *, is_member: bool) -> bool:
     return is_member or channel == ANNOUNCE
 
 
-def send_message(channel_id: int, sender_id: int, text: str, *, may_write: bool) -> MessageSent:
-    """Sends a text to a channel that its sender may write to."""
+def send_message(
+    channel_id: int, sender_id: int, text: str, *, may_write: bool, source: str | None = None
+) -> MessageSent:
+    """Sends a text to a channel that its sender may write to; `source`, as everywhere, is a sealed address."""
     if not may_write:
         raise Refused(Reason.NOT_A_MEMBER)
-    return MessageSent(channel_id, sender_id, text)
+    return MessageSent(channel_id, sender_id, text, source)
 
 
-def send_direct_message(sender_id: int, recipient_id: int, text: str) -> DirectMessageSent:
+def send_direct_message(
+    sender_id: int, recipient_id: int, text: str, *, source: str | None = None
+) -> DirectMessageSent:
     """Sends a text from one account to another, or to itself."""
-    return DirectMessageSent(sender_id, recipient_id, text)
+    return DirectMessageSent(sender_id, recipient_id, text, source)
 
 
-def delete_message(message_id: int, sender_id: int, deleted_by: int) -> MessageDeleted:
+def delete_message(message_id: int, sender_id: int, deleted_by: int, *, source: str | None = None) -> MessageDeleted:
     """Lets nobody but its sender delete a message."""
     if sender_id != deleted_by:
         raise Refused(Reason.NOT_YOUR_MESSAGE)
-    return MessageDeleted(message_id, deleted_by)
+    return MessageDeleted(message_id, deleted_by, source)
 
 
 def verify(

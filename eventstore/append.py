@@ -3,6 +3,7 @@
     head      takes the log's head row and moves it on by the size of the batch
     appended  writes the events at the positions that this gave, with their leaf hashes
     known     keeps the command ids, if the batch has any
+    emptied   empties the data of earlier events, if the batch erases any (`eventstore.erasure`)
     change_N  runs the projections' changes over `appended`
     at last   NOTIFY, and the position before the batch
 
@@ -20,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, JSON
 
 from eventstore import merkle
+from eventstore.erasure import ERASED, emptied
 from eventstore.projection import Change, Projection
 from eventstore.statements import Statement, inline
 from eventstore.tables import commands, events, log_head
@@ -35,7 +37,7 @@ class AppendStatements:
 
     def __init__(self, projections: Iterable[Projection]) -> None:
         self._changes = tuple(change for projection in projections for change in projection.changes)
-        self._compiled: dict[tuple[bool, tuple[Change, ...]], Statement] = {}
+        self._compiled: dict[tuple[bool, bool, tuple[Change, ...]], Statement] = {}
         self._by_types: dict[tuple[bool, frozenset[str]], Statement] = {}
 
     def for_batch(self, types: frozenset[str], *, with_commands: bool) -> Statement:
@@ -43,13 +45,14 @@ class AppendStatements:
         found = self._by_types.get((with_commands, types))
         if found is None:
             wanted = tuple(change for change in self._changes if change.types & types)
-            key = (with_commands, wanted)
-            found = self._compiled.get(key) or append_statement(wanted, with_commands=with_commands)
+            erases = ERASED in types
+            key = (with_commands, erases, wanted)
+            found = self._compiled.get(key) or append_statement(wanted, with_commands=with_commands, erases=erases)
             self._compiled[key] = self._by_types[with_commands, types] = found
         return found
 
 
-def append_statement(changes: Sequence[Change], *, with_commands: bool) -> Statement:
+def append_statement(changes: Sequence[Change], *, with_commands: bool, erases: bool = False) -> Statement:
     """Appends the arrays `streams, versions, types, data, metadata, salts` (of length `size`) and runs `changes`.
 
     With commands it takes `command_ids` too, and `command_firsts` and `command_lasts`, counted from 1 in the batch.
@@ -60,6 +63,8 @@ def append_statement(changes: Sequence[Change], *, with_commands: bool) -> State
     steps: list[sa.CTE] = [change.build(appended).cte(f"change_{i}") for i, change in enumerate(changes)]
     if with_commands:
         steps.append(_known(head))
+    if erases:
+        steps.append(emptied(appended))
     last = head.c.base + sa.bindparam("size", type_=sa.BigInteger)
     notify = sa.func.pg_notify(inline(CHANNEL), sa.cast(last, sa.Text))
     return Statement(sa.select(head.c.base, head.c.recorded_at, notify).add_cte(appended, *steps))

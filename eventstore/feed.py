@@ -7,6 +7,7 @@ Invariants:
 * NOTIFY is only the wake-up, a poll is its fall-back, the table tells: a lost notification costs time, never events.
 * Followers keep nothing here but their place. The newest events stay in a bounded window; a follower that falls behind
   it reads from the table until it is back, so nobody's slowness costs anybody else memory.
+* What an event erases is erased in the window before that event is in it.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
 import psycopg
 import structlog
 
 from eventstore.append import CHANNEL
 from eventstore.backoff import Backoff
+from eventstore.erasure import ERASED
 from eventstore.errors import LogUnavailable
 from eventstore.events import RecordedEvent
 
@@ -166,6 +169,9 @@ class Feed:
         if not fresh:
             return
         self.last = fresh[-1].position
+        for event in fresh:
+            if event.type == ERASED:
+                self._empty(frozenset(event.body()["positions"]))
         self._window.append(fresh)
         self._window_size += len(fresh)
         while self._window_size - len(self._window[0]) >= WINDOW:
@@ -175,6 +181,12 @@ class Feed:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _empty(self, positions: frozenset[int]) -> None:
+        self._window = deque(
+            [msgspec.structs.replace(event, data=None) if event.position in positions else event for event in batch]
+            for batch in self._window
+        )
 
     def _tell_subscribers(self, events: Sequence[RecordedEvent]) -> None:
         for subscriber in self._subscribers:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from datetime import datetime
 from types import TracebackType
 from typing import Self
 
 import sqlalchemy as sa
 
+from eventstore.erasure import ERASED
+from eventstore.errors import LogError
 from eventstore.events import Appended, Context, RecordedEvent, StreamWrite
 from eventstore.feed import POLL_SECONDS, Feed, Subscriber
 from eventstore.projection import Projection
 from eventstore.reader import Reader
-from eventstore.statements import Statement
+from eventstore.statements import Statement, inline
 from eventstore.tables import events, log_head
 from eventstore.writer import Writer
 
@@ -42,6 +45,21 @@ _STREAM = Statement(
     .limit(sa.bindparam("limit", type_=sa.BigInteger))
 )
 _AT = Statement(sa.select(*_COLUMNS).where(events.c.position == sa.bindparam("position", type_=sa.BigInteger)))
+
+
+def _erasing() -> Statement:
+    """The events by which the data at `:position` was erased: few of the log's, found by an index of their own."""
+    position = sa.bindparam("position", type_=sa.BigInteger)
+    named = sa.func.json_array_elements_text(events.c.data[inline("positions")]).table_valued("value").lateral("named")
+    is_named = sa.select(named.c.value).where(sa.cast(named.c.value, sa.BigInteger) == position).exists()
+    found = sa.select(*_COLUMNS).where(events.c.type == inline(ERASED), events.c.position > position, is_named)
+    return Statement(found.order_by(events.c.position))
+
+
+_ERASING = _erasing()
+_RECORDED_AT = Statement(
+    sa.select(events.c.recorded_at).where(events.c.position == sa.bindparam("position", type_=sa.BigInteger))
+)
 _HEAD = Statement(sa.select(log_head.c.position))
 
 
@@ -120,10 +138,36 @@ class EventLog:
         row = await self.reader.fetch_one(_AT, position=position)
         return None if row is None else RecordedEvent(*row)
 
+    async def erasures_of(self, position: int) -> list[RecordedEvent]:
+        """The events that erased the data of the event at this position, in order."""
+        return [RecordedEvent(*row) for row in await self.reader.fetch(_ERASING, position=position)]
+
     async def head(self) -> int:
         """The last position of the log, 0 while it is empty."""
         row = await self.reader.fetch_one(_HEAD)
         return 0 if row is None else int(row[0])
+
+    async def position_at(self, moment: datetime) -> int:
+        """The last position that was recorded at or before this moment, which has a time zone; 0 if none was.
+
+        Times never go back from one position to the next, so a handful of looks finds it in a log of any length.
+        Raises `LogError` if an event that it looks at is missing.
+        """
+        before, behind = 0, await self.head() + 1
+        while behind - before > 1:
+            middle = (before + behind) // 2
+            if await self._recorded_at(middle) <= moment:
+                before = middle
+            else:
+                behind = middle
+        return before
+
+    async def _recorded_at(self, position: int) -> datetime:
+        row = await self.reader.fetch_one(_RECORDED_AT, position=position)
+        if row is None:
+            raise LogError(f"event {position} is missing from the log")
+        recorded_at: datetime = row[0]
+        return recorded_at
 
     def follow(self, after: int = 0) -> AsyncIterator[list[RecordedEvent]]:
         """Batches of events behind position `after`, in order and without gaps, for ever."""

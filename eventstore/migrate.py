@@ -13,7 +13,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from eventstore.errors import LogUnavailable
+from eventstore.errors import LogError, LogUnavailable
 
 HERE = Path(__file__).parent / "migrations"
 VERSIONS = HERE / "versions"
@@ -26,7 +26,8 @@ _log = structlog.get_logger(__name__)
 def migrate(conninfo: str, locations: Sequence[Path] = ()) -> list[str]:
     """Runs the migrations of the log and those found in `locations`; returns the revisions that it applied.
 
-    Raises `LogUnavailable` when the database cannot be reached. Each revision runs in a transaction of its own.
+    Raises `LogUnavailable` when the database cannot be reached, and `LogError` when this role may not do it. Each
+    revision runs in a transaction of its own.
     """
     engine = sa.create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(conninfo), poolclass=sa.pool.NullPool
@@ -42,6 +43,13 @@ def migrate(conninfo: str, locations: Sequence[Path] = ()) -> list[str]:
                 applied = [name for name in _current(connection, config) if name not in before]
     except sa.exc.OperationalError as error:
         raise LogUnavailable(f"the database cannot be reached: {error.orig}") from error
+    except sa.exc.ProgrammingError as error:
+        if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            raise
+        raise LogError(
+            "this role may not bring the database's tables up to date: run `minutebook migrate` as their owner, and "
+            f"then `minutebook grant` for this role ({error.orig.diag.message_primary})"
+        ) from error
     if applied:
         _log.info("the database is migrated", revisions=applied)
     return applied

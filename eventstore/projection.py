@@ -34,11 +34,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Projection:
-    """A read model: its name, its tables, and its changes in the order in which a rebuild runs them."""
+    """A read model: its name, its tables, and its changes in the order in which a rebuild runs them.
+
+    `unordered` says that its inserts may run over all ranges of the log in any order, and then the other changes over
+    all ranges in any order, and come to the same: no row is inserted twice, none that was deleted comes back, and no
+    insert looks for one that is there. A rebuild then has several ranges under way, and makes the keys in between.
+    """
 
     name: str
     tables: tuple[sa.Table, ...]
     changes: tuple[Change, ...]
+    unordered: bool = False
 
 
 def of_type(source: Source, *types: str) -> sa.ColumnElement[bool]:

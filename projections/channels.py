@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import sqlalchemy as sa
 
 from chat.commands import Channel
-from eventstore.projection import Change, Projection, Source, number, of_type, text
+from eventstore.projection import Change, Projection, Source, number, text
 from eventstore.reader import Reader
 from eventstore.statements import Statement
 from eventstore.tables import NAME
-from projections.schema import metadata
+from projections.accounts import accounts
+from projections.schema import metadata, told
 
 channels = sa.Table(
     "channels",
@@ -32,7 +34,7 @@ members = sa.Table(
 
 def _created(source: Source) -> sa.Insert:
     rows = sa.select(source.c.position, text(source, "name"), text(source, "safe_name")).where(
-        of_type(source, "ChannelCreated")
+        told(source, "ChannelCreated")
     )
     return sa.insert(channels).from_select(["channel_id", "name", "safe_name"], rows)
 
@@ -40,14 +42,14 @@ def _created(source: Source) -> sa.Insert:
 def _creator_joined(source: Source) -> sa.Insert:
     creator = number(source, "creator_id")
     rows = sa.select(source.c.position, creator, source.c.position).where(
-        of_type(source, "ChannelCreated"), creator.is_not(None)
+        told(source, "ChannelCreated"), creator.is_not(None)
     )
     return sa.insert(members).from_select(["channel_id", "account_id", "since"], rows)
 
 
 def _added(source: Source) -> sa.Insert:
     rows = sa.select(number(source, "channel_id"), number(source, "account_id"), source.c.position).where(
-        of_type(source, "MemberAdded")
+        told(source, "MemberAdded")
     )
     return sa.insert(members).from_select(["channel_id", "account_id", "since"], rows)
 
@@ -81,6 +83,26 @@ _OF_ACCOUNT = Statement(
     .where(members.c.account_id == sa.bindparam("account_id", type_=sa.BigInteger))
     .order_by(members.c.since)
 )
+_ALL = Statement(
+    sa.select(channels.c.channel_id, channels.c.name, sa.func.count(members.c.account_id))
+    .join_from(channels, members, members.c.channel_id == channels.c.channel_id, isouter=True)
+    .group_by(channels.c.channel_id)
+    .order_by(channels.c.channel_id)
+)
+_MEMBERS = Statement(
+    sa.select(members.c.account_id, accounts.c.username, members.c.since)
+    .join_from(members, accounts, accounts.c.account_id == members.c.account_id, isouter=True)
+    .where(members.c.channel_id == sa.bindparam("channel_id", type_=sa.BigInteger))
+    .order_by(members.c.since)
+)
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A member of a channel, and the position at which the membership began; erased ones have no name."""
+
+    account_id: int
+    username: str | None
+    since: int
 
 
 class Channels:
@@ -111,3 +133,12 @@ class Channels:
         """As `of_account`, each with the position at which the account came to it."""
         rows = await self._reader.fetch(_OF_ACCOUNT, account_id=account_id)
         return [(Channel(channel_id, name), since) for channel_id, name, since in rows]
+
+    async def all(self) -> list[tuple[Channel, int]]:
+        """All channels in the order in which they were made, each with the number of its members."""
+        rows = await self._reader.fetch(_ALL)
+        return [(Channel(channel_id, name), int(count)) for channel_id, name, count in rows]
+
+    async def members(self, channel_id: int) -> list[Member]:
+        """The members of a channel, in the order in which they came to it."""
+        return [Member(*row) for row in await self._reader.fetch(_MEMBERS, channel_id=channel_id)]

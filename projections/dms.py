@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from eventstore.projection import Change, Projection, Source, number, of_type, text
+from eventstore.erasure import named_positions
+from eventstore.projection import Change, Projection, Source, number, text
 from eventstore.reader import Reader
 from eventstore.statements import Statement
 from projections.messages import deleted_ids, range_of, username
-from projections.schema import MOMENT, metadata
+from projections.schema import MOMENT, metadata, told
 
 dms = sa.Table(
     "dms",
@@ -34,12 +35,16 @@ def _sent(source: Source) -> sa.Insert:
         number(source, "recipient_id"),
         text(source, "text"),
         source.c.recorded_at,
-    ).where(of_type(source, "DirectMessageSent"), source.c.position.not_in(deleted_ids(source)))
+    ).where(told(source, "DirectMessageSent"), source.c.position.not_in(deleted_ids(source)))
     return sa.insert(dms).from_select(["message_id", "sender_id", "recipient_id", "text", "sent_at"], rows)
 
 
 def _deleted(source: Source) -> sa.Delete:
     return sa.delete(dms).where(dms.c.message_id.in_(deleted_ids(source)))
+
+
+def _erased(source: Source) -> sa.Delete:
+    return sa.delete(dms).where(dms.c.message_id.in_(named_positions(source)))
 
 
 projection = Projection(
@@ -48,7 +53,10 @@ projection = Projection(
     changes=(
         Change(frozenset({"DirectMessageSent"}), _sent),
         Change(frozenset({"MessageDeleted"}), _deleted),
+        Change(frozenset({"Erased"}), _erased),
     ),
+    # A message is sent once, and deleted or erased for ever.
+    unordered=True,
 )
 
 
@@ -103,6 +111,27 @@ _MISSED_OF_RECIPIENT = (
     .subquery("missed")
 )
 _MISSED = Statement(_read(_MISSED_OF_RECIPIENT).order_by(_MISSED_OF_RECIPIENT.c.message_id))
+
+
+def _page_of_account() -> Statement:
+    """The oldest `:limit` messages behind `:after` of which the account is one end: within the oldest of each end."""
+
+    def behind(column: sa.Column[int]) -> sa.Select[Any]:
+        oldest = (
+            sa.select(dms)
+            .where(range_of(column, "account_id"), dms.c.message_id > sa.bindparam("after", type_=sa.BigInteger))
+            .order_by(column, dms.c.message_id)
+            .limit(sa.bindparam("limit", type_=sa.BigInteger))
+        )
+        return sa.select(oldest.subquery())
+
+    either = sa.union(behind(dms.c.sender_id), behind(dms.c.recipient_id)).subquery("either")
+    oldest = sa.select(either).order_by(either.c.message_id).limit(sa.bindparam("limit", type_=sa.BigInteger))
+    page = oldest.subquery("page")
+    return Statement(_read(page).order_by(page.c.message_id))
+
+
+_PAGE_OF_ACCOUNT = _page_of_account()
 _BY_ID = Statement(_read(dms).where(dms.c.message_id == sa.bindparam("message_id", type_=sa.BigInteger)))
 
 
@@ -126,3 +155,8 @@ class DirectMessages:
         """The direct message of this id, unless it was deleted."""
         row = await self._reader.fetch_one(_BY_ID, message_id=message_id)
         return None if row is None else DirectMessage(*row)
+
+    async def of_account(self, account_id: int, after: int, limit: int) -> list[DirectMessage]:
+        """The oldest `limit` direct messages behind `after` that somebody sent or received, oldest first."""
+        bounds = {"account_id": account_id, "after": after, "limit": limit}
+        return [DirectMessage(*row) for row in await self._reader.fetch(_PAGE_OF_ACCOUNT, **bounds)]

@@ -10,12 +10,13 @@ import sqlalchemy as sa
 
 from chat.commands import Channel
 from chat.names import ANNOUNCE
-from eventstore.projection import Change, Projection, Source, number, of_type, text
+from eventstore.erasure import named_positions
+from eventstore.projection import Change, Projection, Source, number, text
 from eventstore.reader import Reader
 from eventstore.statements import Statement, inline
 from projections.accounts import accounts
 from projections.channels import channels, members
-from projections.schema import MOMENT, metadata
+from projections.schema import MOMENT, metadata, told
 
 messages = sa.Table(
     "messages",
@@ -33,9 +34,8 @@ messages = sa.Table(
 
 def deleted_ids(source: Source) -> sa.Select[int]:
     """The ids of the messages of either kind that the source's events delete."""
-    message_id = number(source, "message_id")
     # One null (erased data) would make NOT IN true of nothing.
-    return sa.select(message_id).where(of_type(source, "MessageDeleted"), message_id.is_not(None))
+    return sa.select(number(source, "message_id")).where(told(source, "MessageDeleted"))
 
 
 def _sent(source: Source) -> sa.Insert:
@@ -46,7 +46,7 @@ def _sent(source: Source) -> sa.Insert:
         text(source, "text"),
         source.c.recorded_at,
     ).where(
-        of_type(source, "MessageSent"),
+        told(source, "MessageSent"),
         # Sent and deleted in one range: never to be seen. NOT IN is computed once for the range, as a hash.
         source.c.position.not_in(deleted_ids(source)),
     )
@@ -57,13 +57,20 @@ def _deleted(source: Source) -> sa.Delete:
     return sa.delete(messages).where(messages.c.message_id.in_(deleted_ids(source)))
 
 
+def _erased(source: Source) -> sa.Delete:
+    return sa.delete(messages).where(messages.c.message_id.in_(named_positions(source)))
+
+
 projection = Projection(
     name="messages",
     tables=(messages,),
     changes=(
         Change(frozenset({"MessageSent"}), _sent),
         Change(frozenset({"MessageDeleted"}), _deleted),
+        Change(frozenset({"Erased"}), _erased),
     ),
+    # A message is sent once, and deleted or erased for ever.
+    unordered=True,
 )
 
 
@@ -80,11 +87,14 @@ class Message(msgspec.Struct, frozen=True):
 
 
 def username(account_id: sa.ColumnElement[int]) -> sa.ScalarSelect[str]:
-    """The name of an account, looked up row by row.
+    """The name of an account, looked up row by row; of one that was erased, what no account can be called.
 
     A join would leave it to the planner's guess of the rows whether all accounts are read for fifty messages.
     """
-    return sa.select(accounts.c.username).where(accounts.c.account_id == account_id).scalar_subquery()
+    # Longer than a username may be.
+    erased = sa.func.concat(inline("(erased account "), accounts.c.account_id, inline(")"))
+    name = sa.func.coalesce(accounts.c.username, erased)
+    return sa.select(name).where(accounts.c.account_id == account_id).scalar_subquery()
 
 
 _CHANNEL = sa.select(channels.c.name).where(channels.c.channel_id == messages.c.channel_id).scalar_subquery()
@@ -163,6 +173,15 @@ def _missed() -> Statement:
 
 
 _MISSED = _missed()
+_PAGE_OF_CHANNEL = Statement(
+    _read(sa.bindparam("name", type_=sa.Text))
+    .where(
+        range_of(messages.c.channel_id, "channel_id"),
+        messages.c.message_id > sa.bindparam("after", type_=sa.BigInteger),
+    )
+    .order_by(messages.c.channel_id, messages.c.message_id)
+    .limit(sa.bindparam("limit", type_=sa.BigInteger))
+)
 
 
 class Messages:
@@ -193,3 +212,8 @@ class Messages:
         """The message of this id, unless it was deleted."""
         row = await self._reader.fetch_one(_BY_ID, message_id=message_id)
         return None if row is None else Message(*row)
+
+    async def in_channel(self, channel: Channel, after: int, limit: int) -> list[Message]:
+        """The oldest `limit` messages of a channel behind `after`, oldest first."""
+        bounds = {"channel_id": channel.channel_id, "after": after, "limit": limit}
+        return [Message(*row) for row in await self._reader.fetch(_PAGE_OF_CHANNEL, name=channel.name, **bounds)]

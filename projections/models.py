@@ -1,8 +1,8 @@
 """The read models as the rest of the house asks them: their queries, and small caches on the hot path.
 
-Names, channels, memberships and verifications never change once they are, so a kept answer stays true. A token ends
-when the next one is issued or it is revoked, restrictions come and go: the log that this process follows tells the
-caches, its own commits before anybody hears of them.
+Channels, memberships and verifications never change once they are, so a kept answer stays true; a name goes when its
+account is erased. A token ends when the next one is issued or it is revoked, restrictions come and go: the log that
+this process follows tells the caches, its own commits before anybody hears of them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from chat.commands import UNRESTRICTED, Account, Bearer, Channel, Credentials, IssuedToken, Restrictions
 from chat.connections import OpenConnection
 from chat.names import BOT_ID
+from eventstore.erasure import ERASED
 from eventstore.events import RecordedEvent
 from eventstore.log import EventLog
 from projections.accounts import Accounts
@@ -56,8 +57,12 @@ class ReadModels:
         return await self._accounts_by_name.get(safe, lambda: self.accounts.by_name(safe))
 
     async def account_by_id(self, account_id: int) -> Account | None:
-        """The account of this id."""
+        """The account of this id, unless it was erased."""
         return await self._accounts_by_id.get(account_id, lambda: self.accounts.by_id(account_id))
+
+    async def is_known(self, account_id: int) -> bool:
+        """Whether there is or was an account of this id."""
+        return await self.accounts.is_known(account_id)
 
     async def credentials(self, safe: str) -> Credentials | None:
         """The account of this safe name with its password's hash."""
@@ -130,6 +135,14 @@ class ReadModels:
             elif event.type in RESTRICTING:
                 # They are rare, so it does no harm that everybody's are asked for again.
                 self._restrictions.forget(lambda _: True)
+                if event.type == ERASED:
+                    self._erase(event.body()["account_id"])
+
+    def _erase(self, account_id: int | None) -> None:
+        if account_id is not None:
+            self._end_tokens(account_id)
+            self._accounts_by_id.forget(lambda account: account.account_id == account_id)
+            self._accounts_by_name.forget(lambda account: account.account_id == account_id)
 
     def _end_tokens(self, account_id: int) -> None:
         self._bearers.forget(lambda bearer: bearer.account.account_id == account_id)

@@ -11,7 +11,7 @@ from chat.commands import UNRESTRICTED, Restrictions
 from eventstore.projection import Change, Projection, Source, number, of_type
 from eventstore.reader import Reader
 from eventstore.statements import Statement
-from projections.schema import MOMENT, metadata
+from projections.schema import MOMENT, metadata, told
 
 restrictions = sa.Table(
     "restrictions",
@@ -29,7 +29,8 @@ def _last(source: Source, value: sa.ColumnElement[Any], *types: str) -> sa.Subqu
     account_id = number(source, "account_id")
     return (
         sa.select(account_id.label("account_id"), value.label("value"))
-        .where(of_type(source, *types))
+        # A silence is over with the account's erasure; the erasure of a message is nobody's.
+        .where(told(source, *types, "Erased"), account_id.is_not(None))
         .ext(distinct_on(account_id))
         .order_by(account_id, source.c.position.desc())
         .subquery()
@@ -38,7 +39,8 @@ def _last(source: Source, value: sa.ColumnElement[Any], *types: str) -> sa.Subqu
 
 def _restricted(source: Source) -> sa.Insert:
     # One statement for both columns: two of one append may not change the same row.
-    bans = _last(source, of_type(source, "AccountBanned"), "AccountBanned", "BanRemoved")
+    # An erased account is shut: nobody can log in to it, and what it was about to say is refused.
+    bans = _last(source, of_type(source, "AccountBanned", "Erased"), "AccountBanned", "BanRemoved")
     seconds = sa.func.coalesce(number(source, "seconds"), sa.literal_column("0"))
     until = source.c.recorded_at + seconds * sa.literal_column("interval '1 second'")
     silences = _last(source, until, "AccountSilenced", "SilenceRemoved")
@@ -56,7 +58,7 @@ def _restricted(source: Source) -> sa.Insert:
     )
 
 
-RESTRICTING = frozenset({"AccountSilenced", "SilenceRemoved", "AccountBanned", "BanRemoved"})
+RESTRICTING = frozenset({"AccountSilenced", "SilenceRemoved", "AccountBanned", "BanRemoved", "Erased"})
 
 projection = Projection(name="moderation", tables=(restrictions,), changes=(Change(RESTRICTING, _restricted),))
 

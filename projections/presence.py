@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
@@ -11,7 +12,8 @@ from eventstore.projection import Change, Projection, Source, number, of_type, t
 from eventstore.reader import Reader
 from eventstore.statements import Statement
 from eventstore.tables import NAME
-from projections.schema import metadata, named_by
+from projections.accounts import accounts
+from projections.schema import metadata, named_by, told
 
 connections = sa.Table(
     "connections",
@@ -41,7 +43,7 @@ def _last(source: Source) -> sa.Subquery:
             source.c.version,
             source.c.type,
         )
-        .where(of_type(source, *sorted(_TYPES)))
+        .where(told(source, *sorted(_TYPES)))
         .ext(distinct_on(source.c.stream))
         .order_by(source.c.stream, source.c.position.desc())
         .subquery("last")
@@ -84,6 +86,29 @@ _OF_NODE = Statement(
     .order_by(connections.c.opened)
 )
 _NODES = Statement(sa.select(connections.c.node_id).distinct().order_by(connections.c.node_id))
+_ONLINE = Statement(
+    sa.select(
+        connections.c.account_id,
+        accounts.c.username,
+        sa.func.count(),
+        sa.func.min(connections.c.opened),
+    )
+    .join_from(connections, accounts, accounts.c.account_id == connections.c.account_id, isouter=True)
+    .group_by(connections.c.account_id, accounts.c.username)
+    .order_by(sa.func.min(connections.c.opened))
+)
+_BY_NODE = Statement(
+    sa.select(connections.c.node_id, sa.func.count()).group_by(connections.c.node_id).order_by(connections.c.node_id)
+)
+
+
+class Online(msgspec.Struct, frozen=True):
+    """An account that is online: how many connections it has open, and where in the log the oldest was opened."""
+
+    account_id: int
+    username: str | None
+    connections: int
+    since: int
 
 
 class Presence:
@@ -108,3 +133,11 @@ class Presence:
     async def nodes(self) -> list[str]:
         """The nodes that have connections open."""
         return [node_id for (node_id,) in await self._reader.fetch(_NODES)]
+
+    async def online(self) -> list[Online]:
+        """The accounts that have connections open, who came first before the others; without the bot."""
+        return [Online(*row) for row in await self._reader.fetch(_ONLINE)]
+
+    async def open_by_node(self) -> dict[str, int]:
+        """How many connections each node has open, of those that have any."""
+        return {node_id: int(count) for node_id, count in await self._reader.fetch(_BY_NODE)}

@@ -5,12 +5,20 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import TIMESTAMP
 
-from eventstore.projection import Source
+from eventstore.projection import Source, of_type
 from eventstore.tables import NAMING
 
 metadata = sa.MetaData(naming_convention=NAMING)
 
 MOMENT = TIMESTAMP(timezone=True)
+
+
+def told(source: Source, *types: str) -> sa.ColumnElement[bool]:
+    """The condition that an event of the source has one of these types and still says something.
+
+    The data of one that was erased is null: it changes no read model.
+    """
+    return sa.and_(of_type(source, *types), source.c.data.is_not(None))
 
 
 def named_by(source: Source, prefix: str) -> sa.ColumnElement[str]:

@@ -6,12 +6,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from chat.commands import Account, Bearer, IssuedToken
-from eventstore.projection import Change, Projection, Source, number, of_type, text
+from eventstore.projection import Change, Projection, Source, number, text
 from eventstore.reader import Reader
 from eventstore.statements import Statement
 from eventstore.tables import NAME
 from projections.accounts import accounts
-from projections.schema import metadata
+from projections.schema import metadata, told
 
 tokens = sa.Table(
     "tokens",
@@ -30,7 +30,7 @@ def _issued(source: Source) -> sa.Insert:
             number(source, "generation").label("generation"),
             text(source, "token_digest").label("token_digest"),
         )
-        .where(of_type(source, "TokenIssued", "TokenRevoked"))
+        .where(told(source, "TokenIssued", "TokenRevoked"))
         # Of several tokens of one account in the range only the last one counts.
         .ext(distinct_on(number(source, "account_id")))
         .order_by(number(source, "account_id"), source.c.position.desc())

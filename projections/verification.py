@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from eventstore.projection import Change, Projection, Source, number, of_type, text
+from eventstore.projection import Change, Projection, Source, number, text
 from eventstore.reader import Reader
 from eventstore.statements import Statement
 from eventstore.tables import NAME
-from projections.schema import metadata, named_by
+from projections.schema import metadata, named_by, told
 
 NOT_VERIFIED, MULTIACCOUNT, VERIFIED = -1, 0, 1
 
@@ -29,12 +29,12 @@ devices = sa.Table(
 
 def _verified(source: Source) -> sa.Insert:
     is_multiaccount = sa.cast(text(source, "is_multiaccount"), sa.Boolean)
-    rows = sa.select(number(source, "account_id"), is_multiaccount).where(of_type(source, "AccountVerified"))
+    rows = sa.select(number(source, "account_id"), is_multiaccount).where(told(source, "AccountVerified"))
     return sa.insert(verifications).from_select(["account_id", "is_multiaccount"], rows)
 
 
 def _claimed(source: Source) -> sa.Insert:
-    rows = sa.select(named_by(source, "device-"), number(source, "account_id")).where(of_type(source, "DeviceClaimed"))
+    rows = sa.select(named_by(source, "device-"), number(source, "account_id")).where(told(source, "DeviceClaimed"))
     return sa.insert(devices).from_select(["device_digest", "account_id"], rows)
 
 

@@ -33,7 +33,7 @@ class Fold:
     """What is the case after the events that were told to it, in order."""
 
     def __init__(self, events: Iterable[RecordedEvent] = ()) -> None:
-        self.accounts: dict[int, tuple[str, str, str | None]] = {}
+        self.accounts: dict[int, tuple[str | None, str | None, str | None]] = {}
         self.tokens: dict[int, tuple[int, str | None]] = {}
         self.channels: dict[int, tuple[str, str]] = {}
         self.members: dict[tuple[int, int], int] = {}
@@ -43,6 +43,7 @@ class Fold:
         self.verifications: dict[int, tuple[bool]] = {}
         self.devices: dict[str, tuple[int]] = {}
         self.restrictions: dict[int, tuple[bool | None, datetime | None]] = {}
+        self.erased: set[int] = set()
         self.position = 0
         for event in events:
             self.tell(event)
@@ -53,6 +54,8 @@ class Fold:
         self.position = event.position
         if event.data is not None:
             _TELL[event.type](self, Fact(event))
+        else:
+            self._read_nothing(event)
 
     def tables(self) -> Tables:
         """The rows of all tables, in the order of their columns, sorted."""
@@ -72,6 +75,20 @@ class Fold:
             name: sorted((*(key if isinstance(key, tuple) else (key,)), *row) for key, row in rows.items())
             for name, rows in kept.items()
         }
+
+    def _read_nothing(self, event: RecordedEvent) -> None:
+        """An event that was erased: that there was an account is all that is known still."""
+        self.erased.add(event.position)
+        if event.type == "AccountRegistered":
+            self.accounts[int(event.stream.removeprefix("account-"))] = (None, None, None)
+
+    def _erase(self, fact: Fact) -> None:
+        assert (fact["account_id"] is None) != (fact["message_id"] is None)
+        # The log has it as it is now: what this event erased was read as empty.
+        assert set(fact["positions"]) <= self.erased
+        if fact["account_id"] is not None:
+            assert self.accounts[fact["account_id"]] == (None, None, None)
+            self._restrict(fact, is_banned=True, silenced_until=fact.at)
 
     def _claimed(self, fact: Fact) -> None:
         assert fact["account_id"] not in self.accounts
@@ -110,7 +127,7 @@ class Fold:
 
     def _deleted(self, fact: Fact) -> None:
         message_id = fact["message_id"]
-        assert (message_id in self.messages) != (message_id in self.dms)
+        assert (message_id in self.messages) + (message_id in self.dms) + (message_id in self.erased) == 1
         self.messages.pop(message_id, None)
         self.dms.pop(message_id, None)
 
@@ -174,4 +191,5 @@ _TELL: dict[str, Callable[[Fold, Fact], None]] = {
     "BanRemoved": Fold._unbanned,
     "AccountKicked": Fold._nothing,
     "AccountReported": Fold._nothing,
+    "Erased": Fold._erase,
 }

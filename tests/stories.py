@@ -2,7 +2,8 @@
 
 A story is drawn as small numbers, and told by taking each of them modulo what there is to choose from; so hypothesis
 can shorten it freely, and whatever it draws is a log that the commands might have written, or nearly so: here a
-message may be sent and deleted in one append, which no single command does.
+message may be sent and deleted in one append, which no single command does. What is erased was recorded in a batch
+before, as whoever erases it must have seen it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from chat.events import (
     ConnectionOpened,
     DeviceClaimed,
     DirectMessageSent,
+    Erased,
     Event,
     MemberAdded,
     MessageDeleted,
@@ -54,7 +56,7 @@ class Step(NamedTuple):
 
 KINDS = (
     *("register", "token", "revoke", "channel", "member", "message", "message", "dm", "delete", "delete"),
-    *("open", "open", "close", "close", "moderate", "moderate"),
+    *("open", "open", "close", "close", "moderate", "moderate", "erase", "erase"),
 )
 CHOICES = st.integers(0, 5)
 STEPS = st.builds(Step, st.sampled_from(KINDS), CHOICES, CHOICES, TEXTS)
@@ -78,6 +80,7 @@ class Teller:
 
     def __init__(self) -> None:
         self.position = 0
+        self._ids = itertools.count(1000)
         self._accounts: list[int] = []
         self._generations: dict[int, int] = {}
         self._members: dict[int, list[int]] = {}
@@ -86,11 +89,15 @@ class Teller:
         self._devices: set[str] = set()
         self._open: dict[str, int] = {}
         self._owners: dict[str, int] = {}
+        # Whose each event is that can be erased, and of which message, by its position.
+        self._traces: dict[int, tuple[int, int | None]] = {}
+        self._recorded = 0
         self._streams = itertools.count()
 
     async def tell(self, log: EventLog, story: Story) -> None:
         """Appends the story; the appends of a batch are handed in together."""
         for batch in story:
+            self._recorded = self.position
             appends = [self._writes(steps) for steps in batch]
             await asyncio.gather(
                 *(log.append(*writes, context=Context(None, "a story")) for writes in appends if writes)
@@ -120,17 +127,52 @@ class Teller:
             "open": self._open_connection,
             "close": self._close_connection,
             "moderate": self._moderate,
+            "erase": self._erase,
         }
         told = ways[step.kind](step) if self._accounts else self._register(step)
+        for position, each in enumerate(told, start=self.position + 1):
+            self._trace(position, each.event if isinstance(each, InStream) else each)
         self.position += len(told)
         return list(told)
 
-    def _register(self, step: Step) -> list[Event]:
-        account_id = 1000 + len(self._accounts)
+    def _trace(self, position: int, event: Event) -> None:
+        match event:
+            case UsernameClaimed() | AccountRegistered() | AccountReported():
+                self._traces[position] = event.account_id, None
+            case AccountSilenced() | SilenceRemoved() | AccountBanned() | BanRemoved() | AccountKicked():
+                self._traces[position] = event.account_id, None
+            case MessageSent() | DirectMessageSent():
+                self._traces[position] = event.sender_id, position
+            case MessageDeleted():
+                self._traces[position] = event.deleted_by, event.message_id
+
+    def _register(self, step: Step) -> list[Told]:
+        account_id = next(self._ids)
         self._accounts.append(account_id)
         name = f"{account_id} {step.words}"
         password_hash = None if step.first == 0 else f"hash of {step.words}"
-        return [UsernameClaimed(account_id), AccountRegistered(account_id, name, name.lower(), password_hash)]
+        registered = AccountRegistered(account_id, name, name.lower(), password_hash)
+        return [UsernameClaimed(account_id), InStream(f"account-{account_id}", registered)]
+
+    def _erase(self, step: Step) -> list[Event]:
+        """Erases a message with its deletion, or an account with all that is its own, as far as it was recorded."""
+        recorded = {position: trace for position, trace in self._traces.items() if position <= self._recorded}
+        ids = sorted({message_id for _, message_id in recorded.values() if message_id})
+        message_id = ids[-1 - step.first % len(ids)] if step.second and ids else None
+        account_id = self._account(step.first) if message_id is None else None
+        gone = tuple(
+            position
+            for position, (whose, which) in recorded.items()
+            if (whose == account_id if message_id is None else which == message_id)
+        )
+        if not gone:
+            return []
+        for position in gone:
+            del self._traces[position]
+        self._standing = [each for each in self._standing if each[0] not in gone]
+        if account_id is not None:
+            self._accounts.remove(account_id)
+        return [Erased(account_id, message_id, gone, step.words, "a story")]
 
     def _token(self, step: Step) -> list[Event]:
         account_id = self._account(step.first)

@@ -38,7 +38,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "alembic": {"eventstore", "projections"},
     "bcrypt": {"chat"},
     "click": {"audit"},
-    "cryptography": {"eventstore"},
+    "cryptography": {"chat", "eventstore"},
     "discord": {"bot"},
     "msgspec": set(HOUSE),
     "prometheus_client": {"handlers"},
@@ -56,7 +56,7 @@ SAYS_NOTHING = {"utils", "util", "helpers", "helper", "manager", "managers", "co
 CHAT_WORDS = {name.lower() for name in (*metadata.tables, *TYPES)}
 # What the rooms below call by the same words.
 OWN_WORDS: Mapping[str, set[str]] = {
-    "eventstore": {"connections"},
+    "eventstore": {"connections", "erased"},
     "realtime": {"connections", "messages", "members"},
 }
 # Accounts of the operating system, not of chat.

@@ -415,7 +415,7 @@ async def test_the_text_is_kept_as_it_is(world: World, sent: str, kept: str) -> 
 
 @given(text=st.text())
 def test_any_unicode_is_read_as_it_was_meant(text: str) -> None:
-    call = Call({"msg": [text.encode()]}, cast(Services, None), "test")
+    call = Call({"msg": [text.encode()]}, cast(Services, None), "test", "127.0.0.1")
 
     if "\0" in text:
         with pytest.raises(Malformed):
@@ -426,7 +426,7 @@ def test_any_unicode_is_read_as_it_was_meant(text: str) -> None:
 
 @given(value=st.binary() | st.from_regex(rb"\A[+-]?[0-9]{1,40}\Z"))
 def test_any_bytes_are_an_id_that_can_be_or_none_or_missing(value: bytes) -> None:
-    call = Call({"id": [value]}, cast(Services, None), "test")
+    call = Call({"id": [value]}, cast(Services, None), "test", "127.0.0.1")
 
     if re.fullmatch(rb"[+-]?[0-9]+", value):
         number = int(value)
@@ -485,7 +485,8 @@ async def test_fokabot_is_online_for_itself(world: World) -> None:
     assert (await fokabot_says(world, "FokaBot", "psst")).said == ok()
 
     [sent] = map(decode, await world.events_after(before))
-    assert sent == DirectMessageSent(FOKABOT, FOKABOT, "psst")
+    assert isinstance(sent, DirectMessageSent)
+    assert (sent.sender_id, sent.recipient_id, sent.text) == (FOKABOT, FOKABOT, "psst")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from tornado.ioloop import IOLoop
 
-from tests.listeners import Chat, Listener, message_texts, own_chat, own_server
+from chat.sources import SourceSeal
+from tests.conftest import CI_KEY
+from tests.listeners import SECRET, Chat, Listener, message_texts, own_chat, own_server, rows
 from tests.servers import Server
 from tests.v3client import Person, fresh, own_loop
 
@@ -83,6 +85,28 @@ async def test_direct_messages_and_announcements_are_sent_and_read_as_by_rest(ch
     assert (await same(operator, of_operator, "send_message", channel="announce", message="hear"))[1] == 200
     announced, _ = await same(bob, of_bob, "read_announcements", count=2)
     assert [message["message"] for message in announced["messages"]] == ["hear", "hear"]
+
+
+@pytest.mark.gen_test
+async def test_where_a_command_came_from_is_recorded_with_it_and_sealed(chat: Chat) -> None:
+    ann, bob = await chat.person(), await chat.person()
+    channel = await chat.channel_of(ann, bob)
+    listener = await chat.listens(ann)
+    [(head,)] = rows(chat.server, "SELECT position FROM log_head")
+
+    await same(ann, listener, "send_message", channel=channel, message="twice")
+    await same(ann, listener, "send_dm", username=bob.username, message="twice")
+    for message in await ann.reads(channel):
+        await listener.call("delete_message", {"message_id": message["message_id"]})
+    await chat.bancho("fokabotMessage", k=CI_KEY, to=f"#{channel}", msg="hello")
+
+    found = rows(chat.server, "SELECT type, data ->> 'source', data::text FROM events WHERE position > %s", head)
+    assert [kind for kind, _, _ in found] == [
+        *("MessageSent", "MessageSent", "DirectMessageSent", "DirectMessageSent"),
+        *("MessageDeleted", "MessageDeleted", "MessageSent"),
+    ]
+    assert {SourceSeal(SECRET.encode()).open(source) for _, source, _ in found} == {"127.0.0.1"}
+    assert not any("127.0.0.1" in data for _, _, data in found)
 
 
 @pytest.mark.gen_test

@@ -46,11 +46,12 @@ class MissingArguments(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request: the values of each argument as bytes, percent-decoded, the request's id."""
+    """One request: the values of each argument as bytes, percent-decoded, the request's id, the caller's address."""
 
     arguments: Mapping[str, Sequence[bytes]]
     services: Services
     request_id: str
+    address: str
 
     def text(self, name: str) -> str | None:
         """An argument as Unicode, None if it is missing or empty; of several the last one. Raises `Malformed`."""

@@ -39,7 +39,8 @@ class BanchoHandler(JsonHandler):
         """The only method that this API has."""
         with self.services.in_flight:
             # Tornado's own reading of arguments would put spaces in the place of control characters.
-            answer = await self.endpoint(Call(self.request.query_arguments, self.services, self.request_id))
+            arguments, address = self.request.query_arguments, str(self.request.remote_ip)
+            answer = await self.endpoint(Call(arguments, self.services, self.request_id, address))
             self.reply(answer.status, msgspec.structs.asdict(answer))
 
     def reply(self, status: int, body: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ async def fokabot_message(call: Call) -> Answer:
     to, text = call.required_text("to"), call.required_text("msg")
     rules.check_text("msg", text)
     if to.startswith("#"):
-        await call.services.commands.send_message(_BOT, to, text, call.request_id)
+        await call.services.commands.send_message(_BOT, to, text, call.request_id, source_address=call.address)
         return Done()
     return await _tell(call, to, text)
 
@@ -45,5 +45,7 @@ async def _tell(call: Call, username: str, text: str) -> Answer:
         raise Refused(Reason.USER_NOT_FOUND)
     if not await call.services.presence.is_online(account.account_id):
         return Done(message="user is offline, message not sent")
-    await call.services.commands.send_direct_message(_BOT, account.username, text, call.request_id)
+    await call.services.commands.send_direct_message(
+        _BOT, account.username, text, call.request_id, source_address=call.address
+    )
     return Done()

@@ -40,7 +40,14 @@ async def sendmessage(call: Call[SendMessage]) -> Answer:
     account = await account_of(call)
     call.services.messages_per_account.take(account.account_id)
     body = call.body
-    await call.commands.send_message(account, body.channel, body.message, call.request_id, call.idempotency_key)
+    await call.commands.send_message(
+        account,
+        body.channel,
+        body.message,
+        call.request_id,
+        call.idempotency_key,
+        source_address=call.address,
+    )
     return said(200, "Message sent!")
 
 

@@ -21,5 +21,12 @@ async def senddm(call: Call[SendDirectMessage]) -> Answer:
     account = await account_of(call)
     call.services.messages_per_account.take(account.account_id)
     body = call.body
-    await call.commands.send_direct_message(account, body.username, body.message, call.request_id, call.idempotency_key)
+    await call.commands.send_direct_message(
+        account,
+        body.username,
+        body.message,
+        call.request_id,
+        call.idempotency_key,
+        source_address=call.address,
+    )
     return said(200, "Dm message sent!")

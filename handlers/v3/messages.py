@@ -26,5 +26,6 @@ async def getmysentmessages(call: Call[ReadSent]) -> Answer:
 async def deletemessage(call: Call[DeleteMessage]) -> Answer:
     """Delete a message."""
     account = await account_of(call)
-    await call.commands.delete_message(account, whole_id(call.body.message_id), call.request_id)
+    message_id = whole_id(call.body.message_id)
+    await call.commands.delete_message(account, message_id, call.request_id, source_address=call.address)
     return said(200, "Message deleted!")

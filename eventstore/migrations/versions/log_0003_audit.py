@@ -86,7 +86,7 @@ def _allow_erasure() -> None:
                     OR after.type = 'Erased'
                     OR position NOT IN (
                         SELECT named::bigint FROM events, json_array_elements_text(data -> 'positions') AS named
-                        WHERE type = 'Erased'
+                        WHERE type = 'Erased' AND named IS NOT NULL
                     )
             ) THEN
                 RAISE EXCEPTION 'the log is immutable: UPDATE on events is refused'
