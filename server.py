@@ -40,6 +40,12 @@ from eventstore.ids import new_id
 from eventstore.leases import Leases
 from eventstore.log import EventLog
 from eventstore.migrate import migrate
+from eventstore.reader import Reader
+from eventstore.rebuild import discard_leftovers
+from eventstore.transparency.checkpoints import Checkpointer, Checkpoints
+from eventstore.transparency.keys import KEY_FILE, kept_key
+from eventstore.transparency.notes import BadKey, SigningKey
+from eventstore.transparency.published import Published
 from handlers.app import make_app
 from handlers.limits import FailureLimit, SlidingWindow
 from handlers.services import Services
@@ -58,6 +64,8 @@ _GRACE_SECONDS = 3.0
 # And giving the lease back.
 _RELEASE_SECONDS = 0.5
 _BACKLOG = 1024
+# Whoever copies the published log shall not keep those who chat from reading.
+_PUBLIC_READERS = 2
 _PATH = "/socket.io/"
 _LISTENING_SECONDS = 5.0
 
@@ -91,6 +99,7 @@ async def serve(settings: Settings) -> None:
             conninfo = await asyncio.to_thread(postgres.start)
             parts["postgres"] = postgres.watch
         await asyncio.to_thread(migrate, conninfo, [projections.MIGRATIONS])
+        await asyncio.to_thread(discard_leftovers, conninfo)
         log = await stack.enter_async_context(EventLog(conninfo, projections.ALL))
         parts["log"] = log.watch
 
@@ -121,6 +130,10 @@ async def serve(settings: Settings) -> None:
         parts["fan-out"] = chat.fanout.run
         parts["presence"] = chat.registry.run
 
+        public = await stack.enter_async_context(Reader(conninfo, size=_PUBLIC_READERS))
+        if (key := await _log_key(settings, Checkpoints(public))) is not None:
+            parts["checkpoints"] = Checkpointer(conninfo, key, settings.checkpoint_interval).run
+
         services = Services(
             commands=commands,
             connections=connections,
@@ -128,6 +141,7 @@ async def serve(settings: Settings) -> None:
             models=models,
             ready=lambda: log.ready,
             log_head=log.head,
+            published=Published(public),
             messages_per_account=SlidingWindow(settings.rate_limit, seconds=10),
             failed_logins=FailureLimit(SlidingWindow(settings.login_limit, seconds=60)),
             restarting=lambda: chat.is_restarting,
@@ -285,6 +299,23 @@ def _kept_secret(path: Path) -> bytes:
     if len(secret) < 16:
         raise CommandFailed(f"{path} does not hold a secret: put back the file that this log was made with")
     return secret
+
+
+async def _log_key(settings: Settings, checkpoints: Checkpoints) -> SigningKey | None:
+    """The key that signs the log's checkpoints, made at the first start of its first server; None if others have it."""
+    try:
+        key = kept_key(settings.log_key, settings.data_dir)
+    except BadKey as error:
+        raise CommandFailed(str(error)) from None
+    if key is None and (others := await checkpoints.verifier_key()) is not None:
+        _log.warning("this server signs no checkpoints: it does not have the log's key", key=str(others))
+        return None
+    if key is None:
+        key = SigningKey.generate(settings.origin)
+        _write_whole(settings.data_dir / KEY_FILE, str(key))
+    if settings.origin not in (key.name, Settings.origin):
+        _log.warning("the log's key names another origin, which it keeps", origin=key.name)
+    return key
 
 
 def _write_whole(path: Path, text: str) -> None:

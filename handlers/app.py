@@ -9,7 +9,7 @@ import structlog
 from tornado import web
 from tornado.routing import URLSpec
 
-from handlers import ops
+from handlers import ops, transparency
 from handlers.bancho import http as bancho
 from handlers.http import NotFound
 from handlers.services import Services
@@ -23,7 +23,13 @@ def make_app(services: Services, realtime: Sequence[URLSpec] = ()) -> web.Applic
     # Tornado asks for a line for each request; at other levels nobody would read it.
     verbose = logging.getLogger("handlers.access").isEnabledFor(logging.DEBUG)
     return web.Application(
-        [*v3.routes(services), *bancho.routes(services), *ops.routes(services), *realtime],
+        [
+            *v3.routes(services),
+            *bancho.routes(services),
+            *ops.routes(services),
+            *transparency.routes(services),
+            *realtime,
+        ],
         default_handler_class=NotFound,
         log_function=_log_request if verbose else _log_nothing,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from chat.commands import Commands
 from chat.connections import Connections
+from eventstore.transparency.published import Published
 from handlers.limits import FailureLimit, SlidingWindow
 from projections.models import ReadModels
 from projections.presence import Presence
@@ -48,6 +49,7 @@ class Services:
     models: ReadModels
     ready: Callable[[], bool]
     log_head: Callable[[], Awaitable[int]]
+    published: Published
     messages_per_account: SlidingWindow
     failed_logins: FailureLimit
     # Whether a restart was asked for: from then on this node only ends what it has begun.

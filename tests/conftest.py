@@ -28,6 +28,7 @@ from chat.passwords import PasswordHasher
 from eventstore.embedded import EmbeddedPostgres
 from eventstore.log import EventLog
 from eventstore.migrate import migrate
+from eventstore.transparency.published import Published
 from handlers.app import make_app
 from handlers.limits import FailureLimit, SlidingWindow
 from handlers.services import Services
@@ -182,6 +183,7 @@ def make_services(commands: Commands, connections: Connections, models: ReadMode
         models=models,
         ready=lambda: log.ready,
         log_head=log.head,
+        published=Published(log.reader),
         messages_per_account=SlidingWindow(0, seconds=10),
         failed_logins=FailureLimit(SlidingWindow(0, seconds=60)),
         restarting=lambda: False,

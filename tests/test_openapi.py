@@ -14,9 +14,12 @@ from urllib.parse import quote
 
 import pytest
 from msgspec.structs import fields
+from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import IOLoop
 
 from chat.moderation import Moderation
+from eventstore.transparency.checkpoints import Checkpointer
+from eventstore.transparency.notes import SigningKey
 from handlers import ops
 from handlers.bancho import ENDPOINTS as BANCHO
 from handlers.bancho import http as bancho
@@ -27,7 +30,7 @@ from handlers.v3 import http as v3
 from handlers.v3.answers import REFUSALS
 from handlers.v3.bodies import Number
 from tests.conftest import CI_KEY, OPERATOR
-from tests.v3client import PASSWORD, Answer, World, fresh, own_loop, own_world
+from tests.v3client import PASSWORD, V3, Answer, World, fresh, own_loop, own_world, serving
 from tests.v3words import NO_SUCH_TOKEN
 
 Json = dict[str, Any]
@@ -382,6 +385,33 @@ async def test_real_answers_are_as_it_says_and_it_says_no_others(world: World) -
     assert {told for told in documented() if told[1:] not in NEEDS_A_FAULT} - said == set()
     malformed = {endpoint for endpoint, answer in heard if answer.status == 400}
     assert malformed == set(ENDPOINTS)
+
+
+@pytest.mark.gen_test
+async def test_real_answers_about_proofs_are_as_it_says_and_it_says_no_others(
+    services: Services, database: str, http_client: AsyncHTTPClient
+) -> None:
+    described = DOCUMENT["paths"]["/api/v3/proof/{message_id}"]["get"]["responses"]
+    heard: list[Answer] = []
+    async with serving(services) as port:
+        v3 = V3(f"http://127.0.0.1:{port}", http_client)
+        ann, bob = await v3.person(), await v3.person()
+        sent = await ann.sends(await ann.makes(), "hello")
+
+        async def ask(message_id: object, token: str) -> None:
+            bearer = {"Authorization": f"Bearer {token}"}
+            heard.append(await v3.ask(f"/api/v3/proof/{message_id}", headers=bearer, method="GET"))
+
+        await ask(sent, ann.token)
+        await Checkpointer(database, SigningKey.generate("example.com/minutes"), 1).sign_now()
+        for message_id, token in ((sent, ann.token), (sent, bob.token), (sent, ""), ("x", ann.token), (1, ann.token)):
+            await ask(message_id, token)
+
+    assert all(matches(described[str(answer.status)], answer) for answer in heard), heard
+    said = {(answer.status, answer.body.get("message")) for answer in heard}
+    told = {(int(status), text) for status, response in described.items() for text in messages(response)}
+    assert told - NEEDS_A_FAULT <= said
+    assert {answer.status for answer in heard} == {int(status) for status in described} - {500}
 
 
 async def every_bancho_answer(world: World) -> list[tuple[str, Answer]]:

@@ -321,7 +321,7 @@ def test_it_serves_from_a_database_of_one_s_own(start_server: StartServer, datab
     with server.client() as client:
         token = client.enrol("Talker")
 
-    assert sorted(path.name for path in server.data_dir.iterdir()) == ["node", "secret", "server.lock"]
+    assert sorted(path.name for path in server.data_dir.iterdir()) == ["log.key", "node", "secret", "server.lock"]
     assert S_IMODE(server.data_dir.stat().st_mode) == 0o700
     assert listening(family(server.process.pid)) == {("0100007F", server.port)}
     assert server.stop() == 0

@@ -12,6 +12,7 @@ from handlers.v3 import ENDPOINTS
 from handlers.v3.answers import REFUSALS
 from handlers.v3.bodies import Decoder, decoder, idempotency_key
 from handlers.v3.call import Call, Endpoint
+from handlers.v3.proof import ProofHandler
 
 
 class V3Handler(JsonHandler):
@@ -41,7 +42,7 @@ class V3Handler(JsonHandler):
 
 def routes(services: Services) -> list[URLSpec]:
     """The routes of V3, with and without the trailing slash."""
-    return [
+    endpoints = [
         URLSpec(
             rf"/api/v3/{name}/?",
             V3Handler,
@@ -49,3 +50,4 @@ def routes(services: Services) -> list[URLSpec]:
         )
         for name, (kind, endpoint) in ENDPOINTS.items()
     ]
+    return [*endpoints, URLSpec(r"/api/v3/proof/([^/]+)/?", ProofHandler, {"services": services})]
