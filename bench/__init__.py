@@ -9,6 +9,7 @@
 
     python -m bench.slow_consumer    what clients that never read cost the others, beside the same peers
     python -m bench.end_to_end       from a message's POST to the frame at a listener
+    python -m bench.replay_under_load  requests to the server while its read models are replayed
     python -m bench.idle             10,000 registered connections held for five minutes
 
 The machine's speed drifts from minute to minute, so the absolute figures say little. The contestants take turns in

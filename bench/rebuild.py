@@ -1,9 +1,9 @@
 """How many events a second the read models are rebuilt from, indexes included.
 
 A log of a million events (accounts, channels, members, messages, direct messages, deletions; true hashes) is written
-into a private Postgres. Then they take turns: our rebuild of all read models with its swap, a fold in Python over
-a server-side cursor that makes messages alone, and the `eventsourcing` library over smaller logs of messages,
-whose rates stand for larger ones. Nobody else uses the database meanwhile.
+into a private Postgres. Then they take turns: our rebuild of all read models with its swap, and that of messages
+alone; a fold in Python over a server-side cursor that makes messages alone; and the `eventsourcing` library over
+smaller logs of messages, whose rates stand for larger ones. Nobody else uses the database meanwhile.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from bench.rounds import OURS, Results
 
 REBUILDERS = (
     minutebook.REBUILDER,
+    minutebook.MESSAGES,
     python_fold.REBUILDER,
     eventsourcing_library.READING,
     eventsourcing_library.RUNNER,
 )
-GOAL = 200_000  # events a second
+GOALS = {OURS: 200_000, minutebook.MESSAGES.name: 300_000}  # events a second
 _CASE = "rebuild"
 HEADER = ("", "events", "events/s", "seconds", "ours to this one (extremes)")
 
@@ -53,8 +54,9 @@ def main() -> None:
         print(f"{arguments.rounds} rounds over a log of {race.history.events:,} events, {_seen(race.history)}\n")
         race.run()
     print(table.table(HEADER, race.rows()))
-    reached = race.results.median(_CASE, OURS).rate
-    print(f"goal of {GOAL:,} events/s: {'met' if reached >= GOAL else 'NOT MET'}")
+    for name, goal in GOALS.items():
+        reached = race.results.median(_CASE, name).rate
+        print(f"{name}: goal of {goal:,} events/s: {'met' if reached >= goal else 'NOT MET'}")
     write_json(arguments.json, arguments, machine, race.results)
 
 

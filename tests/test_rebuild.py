@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
+from tornado.ioloop import IOLoop
 
 import projections
-from chat.commands import Account, Channel, Commands
+from audit import cli
+from chat.commands import Account, Commands
 from chat.connections import Connections
 from chat.moderation import Moderation
 from chat.names import BOT_ID, BOT_NAME
-from eventstore import rebuild as rebuild_module
+from eventstore.comparison import Difference
 from eventstore.errors import LogError, LogUnavailable
+from eventstore.filling import Filling
 from eventstore.log import EventLog
-from eventstore.rebuild import SCHEMA, Progress, rebuild
+from eventstore.rebuild import SCHEMA, Progress, check, discard_leftovers, rebuild
 from projections.models import ReadModels
 from tests import tables
-from tests.conftest import until
+from tests.conftest import SECRET, on_loop, until
 from tests.fold import Fold, Tables
+from tests.servers import MINUTEBOOK, Server, environment
+from tests.servers import until as wait_until
 from tests.tables import Outage
 from tests.test_migrations import CATALOG
 
@@ -33,8 +45,13 @@ class Interrupted(Exception):
 
 
 async def rebuilt(database: str, range_size: int = 50_000, progress: Progress | None = None) -> int:
-    """Rebuilds off the loop, as another process would."""
-    return await asyncio.to_thread(rebuild, database, projections.ALL, range_size=range_size, progress=progress)
+    """Rebuilds off the loop, as another process would; up to which position."""
+    done = await asyncio.to_thread(rebuild, database, projections.ALL, range_size=range_size, progress=progress)
+    return done.position
+
+
+def differences(database: str) -> list[Difference]:
+    return list(check(database, projections.ALL, range_size=10))
 
 
 def live(database: str) -> Tables:
@@ -204,83 +221,6 @@ async def test_statements_that_were_prepared_before_the_swap_go_on_after_it(
     assert live(database) == await folded(log)
 
 
-class Crowd:
-    """People who do all kinds of things until they are told to stop; nothing that they do may fail."""
-
-    def __init__(self, commands: Commands, models: ReadModels, alice: Account, den: Channel) -> None:
-        self._commands = commands
-        self._models = models
-        self._alice = alice
-        self._den = den
-        self._done = 0
-        self._going_on = True
-
-    async def __aenter__(self) -> Crowd:
-        self._group = await asyncio.TaskGroup().__aenter__()
-        for act in (self._come, self._make_channel, *[self._send] * 6, *[self._write_to] * 3, *[self._read] * 6):
-            self._group.create_task(self._go_on(act))
-        return self
-
-    async def __aexit__(self, *error: Any) -> None:
-        self._going_on = False
-        await self._group.__aexit__(*error)
-
-    async def does(self, more: int) -> None:
-        """Returns once the people have done some more things."""
-        enough = self._done + more
-        await until(lambda: self._done >= enough)
-
-    async def _go_on(self, act: Callable[[int], Awaitable[None]]) -> None:
-        while self._going_on:
-            self._done += 1
-            await act(self._done)
-
-    async def _come(self, n: int) -> None:
-        somebody = await self._commands.register(f"person-{n}", PASSWORD, "c")
-        await self._commands.add_member(self._alice, self._den.name, somebody.username, "c")
-        await self._commands.generate_token(somebody, "c")
-
-    async def _make_channel(self, n: int) -> None:
-        await self._commands.make_channel(self._alice, f"channel-{n}", "c")
-
-    async def _send(self, n: int) -> None:
-        sent = await self._commands.send_message(self._alice, self._den.name, f"message {n}", "c")
-        if n % 2:
-            await self._commands.delete_message(self._alice, sent.first_position, "c")
-
-    async def _write_to(self, n: int) -> None:
-        await self._commands.send_direct_message(self._alice, "bob-den", f"message {n}", "c")
-
-    async def _read(self, _n: int) -> None:
-        found = await self._models.messages.newest_in_channel(self._den, 50)
-        assert [message.message_id for message in found] == sorted(message.message_id for message in found)
-        await self._models.messages.newest_of_sender(self._alice.account_id, 50)
-        await self._models.dms.newest_of_account(self._alice.account_id, 50)
-        await self._models.channels.of_account(self._alice.account_id)
-        await self._models.accounts.credentials("alice-den")
-        await self._models.tokens.bearer("a digest")
-
-
-@pytest.mark.slow
-@pytest.mark.gen_test
-async def test_nobody_fails_who_writes_and_reads_meanwhile(
-    database: str, commands: Commands, log: EventLog, models: ReadModels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # So that what comes meanwhile is caught up with in several goes before the swap, too.
-    monkeypatch.setattr(rebuild_module, "_LAST_STRETCH", 50)
-    alice = await converse(commands)
-    den = await models.channels.by_name("den")
-    assert den is not None
-
-    async with Crowd(commands, models, alice, den) as crowd:
-        for _ in range(8):
-            await crowd.does(100)
-            await rebuilt(database, range_size=500)
-        await crowd.does(100)
-
-    assert live(database) == await folded(log)
-
-
 # --- what comes in its way ---------------------------------------------------------------------------------------
 
 
@@ -344,3 +284,334 @@ async def test_one_that_loses_the_database_says_so_and_leaves_the_live_tables_al
     await until(lambda: log.ready)
     await rebuilt(database)
     assert schemas(database) == ["public"]
+
+
+@contextmanager
+def locked(database: str, table: str, mode: str = "ACCESS EXCLUSIVE") -> Iterator[None]:
+    """A transaction of somebody else's that holds a lock on a table."""
+    with tables.connect(database) as connection, connection.transaction():
+        tables.run(connection, f"LOCK TABLE {{}} IN {mode} MODE", table)
+        yield
+
+
+def others_at_work(database: str) -> list[str]:
+    """The statements that other connections to the database run now."""
+    with tables.connect(database) as connection:
+        query = (
+            "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' "
+            "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        return [text for [text] in tables.rows(connection, query)]
+
+
+def are_waiting(database: str, count: int) -> Callable[[], bool]:
+    return lambda: sum("data" in text for text in others_at_work(database)) >= count
+
+
+@pytest.mark.gen_test
+async def test_a_long_reader_holds_up_the_swap_and_nobody_else(
+    commands: Commands, log: EventLog, database: str
+) -> None:
+    alice = await converse(commands)
+    tables_before = identities(database)
+
+    with locked(database, "messages", "ACCESS SHARE"):
+        running = asyncio.create_task(asyncio.to_thread(rebuild, database, projections.ALL))
+        await until(lambda: not running.done() and "messages" in str(schemas_with_tables(database)))
+        for n in range(20):
+            await commands.send_message(alice, "den", f"meanwhile {n}", "c")
+            await asyncio.sleep(0.02)
+        assert not running.done()
+        assert identities(database) == tables_before
+    done = await running
+
+    assert done.attempts > 1
+    # Less than half a second, on however busy a machine: what one attempt may take is a fifth of it.
+    assert 0 < done.blocked < 0.5
+    assert live(database) == await folded(log)
+
+
+def schemas_with_tables(database: str) -> list[str]:
+    with tables.connect(database) as connection:
+        query = "SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname = %(schema)s"
+        return [name for [name] in tables.rows(connection, query, schema=SCHEMA)]
+
+
+@pytest.mark.gen_test
+async def test_a_reader_who_never_ends_makes_it_give_up(commands: Commands, database: str) -> None:
+    await converse(commands)
+    before, tables_before = live(database), identities(database)
+
+    with (
+        locked(database, "messages", "ACCESS SHARE"),
+        pytest.raises(LogError, match="somebody reads them all the time"),
+    ):
+        await asyncio.to_thread(rebuild, database, projections.ALL, patience=0.0)
+
+    assert (live(database), identities(database)) == (before, tables_before)
+    assert schemas(database) == ["public"]
+
+
+@pytest.mark.gen_test
+async def test_what_others_have_built_on_the_tables_is_not_torn_down(commands: Commands, database: str) -> None:
+    await converse(commands)
+    with tables.connect(database) as connection:
+        tables.run(connection, "CREATE VIEW talk AS SELECT text FROM messages")
+
+    with pytest.raises(LogError, match="other objects depend on it"):
+        await rebuilt(database)
+
+    with tables.connect(database) as connection:
+        assert tables.rows(connection, "SELECT * FROM talk")
+    assert schemas(database) == ["public"]
+
+
+@pytest.mark.gen_test
+async def test_everybody_may_do_afterwards_what_they_might_do_before(
+    commands: Commands, cluster: str, database: str
+) -> None:
+    await converse(commands)
+    with tables.connect(cluster) as connection:
+        for role in ("rebuild_owner", "rebuild_reader", 'rebuild "quoted"'):
+            tables.run(connection, "DROP ROLE IF EXISTS {}", role)
+            tables.run(connection, "CREATE ROLE {}", role)
+
+    def rights() -> list[tuple[object, ...]]:
+        with tables.connect(database) as connection:
+            query = (
+                "SELECT relname, relowner::regrole::text, '', "
+                "(aclexplode(coalesce(relacl, acldefault('r', relowner)))).* "
+                "FROM pg_class WHERE relname = ANY (%(names)s) AND relkind = 'r' UNION ALL "
+                "SELECT relname, '', attname, (aclexplode(attacl)).* FROM pg_attribute JOIN pg_class ON attrelid = "
+                "pg_class.oid WHERE relname = ANY (%(names)s) AND attacl IS NOT NULL ORDER BY 1, 2, 3, 4, 5, 6, 7"
+            )
+            return tables.rows(connection, query, names=tables.READ_MODELS)
+
+    with tables.connect(database) as connection:
+        for change in (
+            "GRANT SELECT, INSERT ON messages TO rebuild_reader WITH GRANT OPTION",
+            "GRANT SELECT ON messages TO PUBLIC",
+            'GRANT SELECT ON dms TO "rebuild ""quoted"""',
+            "GRANT SELECT (account_id, username) ON accounts TO rebuild_reader",
+            "ALTER TABLE channels OWNER TO rebuild_owner",
+            "GRANT SELECT ON channels TO rebuild_reader",
+            "REVOKE TRUNCATE ON tokens FROM CURRENT_USER",
+            # What these give to fresh tables, the old ones do not have.
+            "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO rebuild_reader",
+        ):
+            tables.run(connection, change)
+    before = rights()
+
+    try:
+        await rebuilt(database)
+
+        assert rights() == before
+    finally:
+        with tables.connect(database) as connection:
+            for role in ("rebuild_owner", "rebuild_reader", 'rebuild "quoted"'):
+                tables.run(connection, "REASSIGN OWNED BY {} TO CURRENT_USER", role)
+                tables.run(connection, "DROP OWNED BY {}", role)
+                tables.run(connection, "DROP ROLE {}", role)
+
+
+# --- by the command line -----------------------------------------------------------------------------------------
+
+
+def replay(database: str, *arguments: str) -> int:
+    return cli.run(["replay", *arguments, "--database-url", database], lambda _: pytest.fail("the server was run"))
+
+
+@contextmanager
+def replaying(database: str) -> Iterator[subprocess.Popen[str]]:
+    """A replay in a process of its own, which can go on when the log is read again, and waits for that."""
+    with locked(database, "events"):
+        process = subprocess.Popen(
+            [MINUTEBOOK, "replay"],
+            env=environment({"database_url": database}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            # On both of its connections, and neither would ever come to an end by itself.
+            wait_until(lambda: len(others_at_work(database)) >= 2, "it runs statements")
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def conversation(io_loop: IOLoop, commands: Commands, database: str) -> str:
+    """A database with all kinds of things in it."""
+    on_loop(io_loop, lambda: converse(commands))
+    return database
+
+
+def test_ctrl_c_ends_what_runs_in_the_database_and_leaves_nothing(conversation: str) -> None:
+    before, tables_before = live(conversation), identities(conversation)
+
+    with replaying(conversation) as process:
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=10)
+        assert others_at_work(conversation) == []
+
+    assert process.returncode == 130
+    assert (stdout, stderr.strip()) == ("", "interrupted: the read models are as they were")
+    assert (live(conversation), identities(conversation)) == (before, tables_before)
+    assert schemas(conversation) == ["public"]
+
+
+@pytest.mark.slow
+def test_what_a_killed_one_leaves_is_dropped_by_the_next_start_of_a_server(
+    conversation: str, start_server: Callable[..., Server]
+) -> None:
+    with replaying(conversation) as process:
+        assert not discard_leftovers(conversation), "one that is under way is let be"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert schemas(conversation) == [SCHEMA, "public"]
+    # Killed as it was, its statements go on until the database notices.
+    wait_until(lambda: not others_at_work(conversation), "its statements end")
+
+    start_server(database_url=conversation, secret=SECRET.decode())
+
+    assert schemas(conversation) == ["public"]
+    assert not discard_leftovers(conversation)
+
+
+def test_only_those_are_rebuilt_that_are_named(conversation: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before, tables_before = live(conversation), identities(conversation)
+
+    assert replay(conversation, "dms", "channels") == 0
+
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines()[0].startswith("swapped while appends waited for ")
+    assert told.err.splitlines()[1].startswith("rebuilt 2 read models from ")
+    kept = {name for name, identity in identities(conversation).items() if tables_before[name] == identity}
+    assert set(tables.READ_MODELS) - kept == {"dms", "channels", "members"}
+    assert live(conversation) == before
+
+
+@pytest.mark.parametrize("arguments", [("messages", "massages"), ("--check", "massages")])
+def test_an_unknown_name_is_wrong_usage_and_the_known_ones_are_told(
+    database: str, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert replay(database, *arguments) == 2
+
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "'massages'" in told.err
+    assert all(projection.name in told.err for projection in projections.ALL)
+
+
+def test_its_help_tells_all_read_models(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.run(["replay", "--help"], lambda _: None)
+
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(projection.name in told for projection in projections.ALL)
+
+
+# --- checking ----------------------------------------------------------------------------------------------------
+
+
+def test_a_check_finds_nothing_where_nothing_is_wrong(conversation: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tables_before = identities(conversation)
+
+    assert replay(conversation, "--check") == 0
+
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", f"no differences between {len(projections.ALL)} read models and the log\n")
+    assert identities(conversation) == tables_before
+    assert schemas(conversation) == ["public"]
+
+
+def test_a_check_shows_each_row_that_is_wrong_and_changes_nothing(
+    conversation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tables.connect(conversation) as connection:
+        tables.run(connection, "UPDATE accounts SET username = 'mallory' WHERE account_id = 1000")
+        tables.run(connection, "DELETE FROM members WHERE account_id = 1001")
+        tables.run(connection, "INSERT INTO messages VALUES (1, 2, 3, 'never said', to_timestamp(0))")
+    before = live(conversation)
+
+    assert replay(conversation, "--check") == 1
+
+    told = capsys.readouterr()
+    name, joined, invented = (json.loads(line) for line in told.out.splitlines())
+    assert (name["table"], name["key"]) == ("accounts", {"account_id": 1000})
+    assert name["live"] == {**name["rebuilt"], "username": "mallory"}
+    assert (joined["table"], joined["live"], joined["rebuilt"]["account_id"]) == ("members", None, 1001)
+    assert joined["key"] == {name: joined["rebuilt"][name] for name in ("channel_id", "account_id")}
+    assert (invented["table"], invented["rebuilt"]) == ("messages", None)
+    assert invented["live"]["sent_at"] == "1970-01-01T00:00:00Z"
+    assert told.err == f"3 differences between {len(projections.ALL)} read models and the log\n"
+    assert live(conversation) == before
+
+    assert replay(conversation, "--check", "tokens") == 0
+    assert replay(conversation, "--check", "accounts", "--no-json") == 1
+    assert "password_hash" not in capsys.readouterr().out, "people see the columns that differ"
+
+
+@pytest.mark.gen_test
+async def test_a_check_and_a_rebuild_keep_out_of_each_others_way(commands: Commands, database: str) -> None:
+    await converse(commands)
+
+    def meanwhile(check_or_rebuild: Callable[[], object]) -> Callable[[int, int], None]:
+        def do(_position: int, _head: int) -> None:
+            with pytest.raises(LogError, match="another rebuild is under way"):
+                check_or_rebuild()
+
+        return do
+
+    def another_check() -> list[Difference]:
+        return list(check(database, projections.ALL[:1]))
+
+    during_rebuild = meanwhile(another_check)
+    await asyncio.to_thread(rebuild, database, projections.ALL[:1], progress=during_rebuild)
+    during_check = meanwhile(lambda: rebuild(database, projections.ALL[:1]))
+    assert list(check(database, projections.ALL[:1], progress=during_check)) == []
+    others: list[Difference] = []
+    assert list(check(database, projections.ALL[:1], progress=lambda *_: others.extend(another_check()))) == []
+    assert others == [], "two checks do each other no harm"
+
+
+@pytest.mark.gen_test
+async def test_whoever_may_only_read_may_check(commands: Commands, cluster: str, database: str) -> None:
+    await converse(commands)
+    with tables.connect(database) as connection:
+        tables.run(connection, "CREATE ROLE only_reads")
+        tables.run(connection, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO only_reads")
+    reader = make_conninfo(database, options="-c role=only_reads")
+    try:
+        assert differences(reader) == []
+        with pytest.raises(LogError, match="`replay` must connect as the role that owns"):
+            rebuild(reader, projections.ALL)
+    finally:
+        with tables.connect(database) as connection:
+            tables.run(connection, "DROP OWNED BY only_reads")
+            tables.run(connection, "DROP ROLE only_reads")
+
+
+@pytest.mark.gen_test
+async def test_unordered_ones_come_to_the_same_in_any_order(commands: Commands, log: EventLog, database: str) -> None:
+    await converse(commands)
+    head = await log.head()
+    wanted = [projection for projection in projections.ALL if projection.unordered]
+    names = [table.name for projection in wanted for table in projection.tables]
+    expected = {name: rows for name, rows in live(database).items() if name in names}
+    assert all(expected.values())
+
+    for seed in range(5):
+        filling = Filling(wanted, "pg_temp", indexes=False)
+        with psycopg.connect(database, autocommit=True, cursor_factory=psycopg.RawCursor) as connection:
+            for statement in ("SET TIME ZONE 'UTC'", *filling.fresh_tables()):
+                connection.execute(statement.encode())
+            for steps in filling.steps(head, 3):
+                for step in steps:
+                    for task in random.Random(seed).sample(step, len(step)):
+                        task.run(connection)
+            found = {name: sorted(connection.execute(f"SELECT * FROM pg_temp.{name}".encode())) for name in names}
+        assert found == expected

@@ -1,8 +1,8 @@
 """The `eventsourcing` library, over a smaller log, whose rate stands for a larger one.
 
-Twice: its ProjectionRunner with a projection as its users write it, an event and its position in one transaction;
-and its recorder alone, read in bulk, decoded by us and copied into a table with the same indexes, which is what
-one would do to make it fast.
+Its ProjectionRunner with a projection as its users write it, an event and its position in one transaction; its
+recorder alone, read in bulk, decoded by us and copied into a table with the same indexes, which is what one would do
+to make it fast; and that reading without the table.
 """
 
 from __future__ import annotations
@@ -112,6 +112,13 @@ def _messages(recorder: ApplicationRecorder) -> Iterator[tuple[object, ...]]:
         position = page[-1].id
 
 
+def _read_only(conninfo: str) -> int:
+    from bench.rebuilders.library_projection import Chat
+
+    with Chat(_environment(conninfo)) as app:
+        return sum(1 for _ in _messages(app.recorder))
+
+
 def _check_runner(conninfo: str, _: History) -> None:
     from bench.rebuilders.library_projection import TABLE
 
@@ -120,6 +127,10 @@ def _check_runner(conninfo: str, _: History) -> None:
 
 def _check_reading(conninfo: str, _: History) -> None:
     _check(conninfo, f"{_SCHEMA}.copied")
+
+
+def _check_recorder(conninfo: str, _: History) -> None:
+    """Nothing is left to be checked: what it read it has counted."""
 
 
 def _check(conninfo: str, table: str) -> None:
@@ -131,3 +142,4 @@ def _check(conninfo: str, table: str) -> None:
 
 RUNNER = Rebuilder(f"{NAME}, ProjectionRunner", _prepare_runner, _run, _check_runner, ("eventsourcing",))
 READING = Rebuilder(f"{NAME}, recorder and COPY", _prepare_reading, _read, _check_reading, ("eventsourcing",))
+RECORDER = Rebuilder(f"{NAME}, recorder read", _prepare_reading, _read_only, _check_recorder, ("eventsourcing",))
