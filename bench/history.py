@@ -51,7 +51,7 @@ _CONVERSATION = """
              ELSE format('{{"channel_id":%s,"sender_id":%s,"text":"%s"}}', channel, sender, body) END AS data,
         format('{{"actor":%s,"correlation_id":"%s","event_id":"%s","schema"\\:1}}',
                sender, gen_random_uuid(), gen_random_uuid()) AS metadata,
-        to_timestamp(1760000000 + position * 0.01) AS recorded_at,
+        to_timestamp(:began + position * 0.01) AS recorded_at,
         uuid_send(gen_random_uuid()) AS salt
     FROM (
         SELECT
@@ -94,8 +94,10 @@ def write_history(conninfo: str, count: int, progress: Callable[[int], None]) ->
     )
     with engine.connect() as connection:
         begun = _number(connection, sa.select(log_head.c.position))
+        # Time goes on from where the beginnings ended.
+        clock = _number(connection, sa.select(sa.func.ceil(sa.extract("epoch", log_head.c.recorded_at))))
         for after, through in _ranges(begun, count):
-            parameters = {"after": after, "through": through, "start": begun + 1, "channels": channels}
+            parameters = {"after": after, "through": through, "start": begun + 1, "began": clock, "channels": channels}
             connection.execute(_appended(), parameters)
             progress(through)
         connection.execute(_head_moved())
@@ -158,6 +160,7 @@ def _appended() -> sa.Insert:
             sa.bindparam("after", type_=sa.BigInteger),
             sa.bindparam("through", type_=sa.BigInteger),
             sa.bindparam("start", type_=sa.BigInteger),
+            sa.bindparam("began", type_=sa.BigInteger),
             sa.bindparam("channels", type_=sa.ARRAY(sa.BigInteger)),
         )
         .columns(
