@@ -1,0 +1,1 @@
+"""The log as a file: exports, and imports that check every line of one."""
