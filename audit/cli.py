@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from audit import migrate, replay, tail
+from audit import asof, diff, erase, grant, history, migrate, prove, replay, status, tail, transfer, verify
 from audit.command import Command, CommandFailed
 from audit.logs import configure_logs
 from audit.output import Output
@@ -26,7 +26,20 @@ Serve = Callable[[Settings], None]
 COMMANDS: tuple[Command, ...] = (
     migrate.COMMAND,
     tail.COMMAND,
+    history.HISTORY,
+    history.TRACE,
+    asof.COMMAND,
+    diff.COMMAND,
+    status.COMMAND,
+    prove.CHECKPOINT,
+    prove.PROVE,
+    prove.CHECK,
+    verify.COMMAND,
     replay.COMMAND,
+    transfer.EXPORT,
+    transfer.IMPORT,
+    erase.COMMAND,
+    grant.COMMAND,
 )
 
 

@@ -75,7 +75,7 @@ class Output:
     def text(self, text: str | Text) -> None:
         """Shows a line to people; JSON leaves it out."""
         if not self.is_json:
-            self._people.print(text if isinstance(text, Text) else Text(text))
+            self._people.print(text if isinstance(text, Text) else Text(text), soft_wrap=True)
 
     def write(self, content: bytes) -> None:
         """Writes to standard output as it is, at once."""
@@ -131,7 +131,7 @@ def cell(value: object) -> Text:
         case str():
             return Text(visible(value))
         case int():
-            return Text(str(value), justify="right")
+            return Text(str(value))
         case _:
             return Text(visible(msgspec.json.encode(value).decode()))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -11,17 +13,21 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+import click
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from tornado.ioloop import IOLoop
 
 import projections
-from audit import cli
-from audit.command import LOG_SETTINGS
-from audit.tail import Wanted
+from audit import cli, history
+from audit.asof import QUESTIONS
+from audit.command import Command
+from audit.status import look
+from audit.tail import Wanted, as_json
 from audit.tail import tail as tail_log
 from chat.commands import Commands
+from chat.events import Erased
 from eventstore.canonical import encode
 from eventstore.events import Context, NewEvent, RecordedEvent, StreamWrite
 from eventstore.log import EventLog
@@ -39,12 +45,31 @@ from tests.servers import (
     tail,
     until,
 )
+from tests.test_documents import DOCS, quoted, rows
 
 StartServer = Callable[..., Server]
 CONTEXT = Context(actor=None, correlation_id="test")
 FACT = NewEvent("Fact", encode({"text": "x" * 50}))
 OTHER = NewEvent("Other", encode({}))
-COMMANDS = ["migrate", "replay", "serve", "tail"]
+COMMANDS = [
+    "asof",
+    "check",
+    "checkpoint",
+    "diff",
+    "erase",
+    "export",
+    "grant",
+    "history",
+    "import",
+    "migrate",
+    "prove",
+    "replay",
+    "serve",
+    "status",
+    "tail",
+    "trace",
+    "verify",
+]
 KEYS = ["position", "stream", "version", "type", "data", "metadata", "recorded_at"]
 
 
@@ -84,8 +109,10 @@ def test_a_command_s_help_names_its_settings(command: str, capsys: pytest.Captur
     assert cli.run([command, "--help"], _must_not_run) == 0
 
     told = "".join(capsys.readouterr().out.split())
+    shown = {each.name: each.settings or frozenset() for each in cli.COMMANDS}
     for setting in table():
-        if command != "serve" and setting.name not in LOG_SETTINGS:
+        if command != "serve" and setting.name not in shown[command]:
+            assert f"{setting.flag}TEXT" not in told
             continue
         rest = f"{setting.help}[{setting.variable}; default: {setting.default_text}]"
         assert f"{setting.flag}TEXT{''.join(rest.split())}" in told
@@ -99,6 +126,7 @@ def test_a_command_s_help_names_its_settings(command: str, capsys: pytest.Captur
         "tail --since -1",
         "tail --since x",
         "tail --type",
+        "tail --grep (",
         "tail extra",
         "serve --port",
         "serve --port 99999",
@@ -173,17 +201,21 @@ WANTED: list[tuple[Wanted, list[int]]] = [
     (Wanted(since=5, stream="account-1000"), []),
     (Wanted(stream="account-1000", types=frozenset({"MessageSent"})), []),
     (Wanted(stream="no-such-stream"), []),
+    (Wanted(pattern=re.compile("(?i)GRÜSSE|psst")), [8]),
+    (Wanted(pattern=re.compile("Grüße, .*Bob")), [7]),
+    (Wanted(pattern=re.compile(r'"account_id":1000\b')), [4, 5]),
+    (Wanted(pattern=re.compile("correlation_id")), []),
 ]
 
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize(("wanted", "positions"), WANTED)
 async def test_tail_shows_what_is_wanted_and_nothing_else(
-    database: str, minutes: list[RecordedEvent], wanted: Wanted, positions: list[int]
+    log: EventLog, minutes: list[RecordedEvent], wanted: Wanted, positions: list[int]
 ) -> None:
     written: list[bytes] = []
 
-    await tail_log(database, wanted, written.append, follow=False)
+    await tail_log(log, wanted, as_json(written.append), follow=False)
 
     assert [json.loads(line)["position"] for line in b"".join(written).splitlines()] == positions
 
@@ -197,31 +229,60 @@ def test_tail_s_options_choose_what_is_shown(database: str, minutes: list[Record
 
 
 @pytest.mark.gen_test
-async def test_tail_reads_streams_and_logs_of_more_than_a_page(database: str, log: EventLog) -> None:
+async def test_tail_reads_streams_and_logs_of_more_than_a_page(log: EventLog) -> None:
     for _ in range(3):
         await log.append(StreamWrite("other", [FACT], expected_version=None), context=CONTEXT)
         await log.append(StreamWrite("long", [FACT] * 500, expected_version=None), context=CONTEXT)
 
     for wanted in (Wanted(), Wanted(stream="long")):
         written: list[bytes] = []
-        await tail_log(database, wanted, written.append, follow=False)
+        await tail_log(log, wanted, as_json(written.append), follow=False)
         shown = [json.loads(line) for line in b"".join(written).splitlines()]
         assert len(shown) == (1500 if wanted.stream else 1503)
         assert [event["position"] for event in shown] == sorted({event["position"] for event in shown})
 
 
 @pytest.mark.gen_test
-async def test_tail_shows_erased_data_as_null(database: str, minutes: list[RecordedEvent]) -> None:
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("ALTER TABLE events DISABLE TRIGGER ALL")
-        connection.execute("UPDATE events SET data = NULL, salt = NULL WHERE type = 'MessageSent'")
+async def test_tail_shows_erased_data_as_null(log: EventLog, minutes: list[RecordedEvent]) -> None:
+    erased = Erased(None, 7, (7,), "asked for", "the operator").recorded_form()
+    await log.append(StreamWrite(minutes[6].stream, [erased], expected_version=None), context=CONTEXT)
     written: list[bytes] = []
 
-    await tail_log(database, Wanted(types=frozenset({"MessageSent"})), written.append, follow=False)
+    await tail_log(log, Wanted(types=frozenset({"MessageSent"})), as_json(written.append), follow=False)
 
     shown = json.loads(b"".join(written))
     assert list(shown) == KEYS
     assert shown["data"] is None
+
+
+def test_tail_begins_behind_a_time(database: str, minutes: list[RecordedEvent], log: EventLog, io_loop: IOLoop) -> None:
+    on_loop(io_loop, lambda: log.append(StreamWrite("new", [FACT]), context=CONTEXT))
+    at = minutes[6].recorded_at
+
+    assert [event["position"] for event in tail("--since", at.isoformat(), database_url=database)] == [8, 9]
+    assert [event["position"] for event in tail("--since", "1d", database_url=database)] == list(range(1, 10))
+    assert tail("--since", "0s", database_url=database) == []
+
+
+def test_people_read_lines_with_names_and_nothing_that_their_terminal_would_obey(
+    database: str, log: EventLog, io_loop: IOLoop, minutes: list[RecordedEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    alice = minutes[4].recorded_at.isoformat(sep=" ", timespec="milliseconds").replace("+00:00", "Z")
+    nasty = NewEvent("MessageSent", encode({"channel_id": 6, "sender_id": 1000, "text": "\x1b[2J\x9b2J"}))
+    on_loop(io_loop, lambda: log.append(StreamWrite("message-x", [nasty]), context=CONTEXT))
+
+    done = minutebook("tail", "--no-json", database_url=database)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[4].startswith(f"{alice}        5 AccountRegistered  Alice  ")
+    assert lines[4].endswith('account=Alice username="Alice"')
+    assert lines[6].endswith('MessageSent        Alice  channel=#den sender=Alice text="Grüße, \\"Bob\\" 😀\\n"')
+    assert "system" in lines[8]
+    assert "\x1b" not in done.stdout
+    assert "\x9b" not in done.stdout
+    assert r"\u001b[2J\x9b2J" in lines[8]
 
 
 def test_tail_follows_until_it_is_interrupted(
@@ -358,3 +419,36 @@ def positions_in(folder: Path) -> list[int]:
     """The positions in the whole lines that were printed until now."""
     text = (folder / "stdout").read_text()
     return [json.loads(line)["position"] for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+# The document
+
+
+def section(command: str) -> str:
+    """What docs/commands.md says of a command."""
+    found = re.search(rf"^## {command}\n(.*?)(?=^## |\Z)", (DOCS / "commands.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert found, f"docs/commands.md says nothing of {command}"
+    return found[1]
+
+
+def test_the_document_lists_every_command() -> None:
+    listed = [quoted(command)[0] for command, _ in rows(DOCS / "commands.md", "Command")]
+
+    assert sorted(listed) == COMMANDS
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_the_document_tells_every_option_of_a_command(command: Command) -> None:
+    told = section(command.name)
+
+    options = [max(each.opts, key=len) for each in command.parameters if isinstance(each, click.Option)]
+    assert [option for option in options if option not in told] == []
+
+
+def test_the_document_tells_every_key_of_the_status_and_of_what_can_be_asked(database: str) -> None:
+    status, trace = quoted(section("status")), quoted(section("trace"))
+
+    assert set(asyncio.run(look(database))) <= set(status)
+    assert [column for column in history.COLUMNS if column not in trace] == []
+    asked = [quoted(question)[0].split()[1] for question, _ in rows(DOCS / "commands.md", "Question")]
+    assert asked == list(QUESTIONS)
