@@ -49,6 +49,7 @@ bench: $(BENCH_STAMP) ## measure, beside others on the same machine
 	$(BIN)/python -m bench.append
 	$(BIN)/python -m bench.http
 	$(BIN)/python -m bench.rebuild
+	$(BIN)/python -m bench.audit
 	$(BIN)/python -m bench.fanout
 
 fuzz: $(TEST_STAMP) ## fuzz the parsers for ten minutes (less: make fuzz ARGS="--seconds 60")
