@@ -24,7 +24,9 @@ GO_NOTE = (
     "\n"
     "— PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n"
 )
-ANN, BOB = SigningKey.generate("example.com/ann"), SigningKey.generate("example.com/bob")
+# The same in every run: they are part of the names of tests.
+ANN = SigningKey.parse("PRIVATE+KEY+example.com/ann+1b3fc9b7+Acd9A7Au7I+qc6trwr7DpyQZLm5wLSoWizoACXB4vD9l")
+BOB = SigningKey.parse("PRIVATE+KEY+example.com/bob+cf7f9cf8+ARPHhAPUhK7hxIvKqNCQUmGOAbJpKIzHv7u440MH0c7M")
 
 
 def test_the_example_of_the_specification_verifies() -> None:
@@ -115,6 +117,7 @@ def test_what_is_no_note_is_refused(note: str) -> None:
         VERIFIER_KEY.replace("example.com/foo", "example.com/bar"),
         VERIFIER_KEY.replace("example.com/foo", ""),
         VERIFIER_KEY.replace("example.com/foo", "example com"),
+        VERIFIER_KEY.replace("example.com/foo", "example.com/\ud800"),
         VERIFIER_KEY.replace("Aeky", "Beky"),
         VERIFIER_KEY[:-4],
         str(ANN),
