@@ -16,7 +16,7 @@ import click
 from audit import asof, diff, erase, grant, history, migrate, prove, replay, status, tail, transfer, verify
 from audit.command import Command, CommandFailed
 from audit.logs import configure_logs
-from audit.output import Output
+from audit.output import Output, visible
 from eventstore.embedded import PostgresStartError
 from eventstore.errors import LogError
 from settings import BadSetting, Setting, Settings, table
@@ -45,6 +45,8 @@ COMMANDS: tuple[Command, ...] = (
 
 def run(arguments: Sequence[str], serve: Serve) -> int:
     """Runs a command line and returns its exit code; `serve` is what the command of that name calls."""
+    if not all(map(_is_text, arguments)):
+        return _fail("an argument is not UTF-8", 2)
     try:
         outcome = _group(serve).main(args=list(arguments), prog_name="minutebook", standalone_mode=False)
     except click.exceptions.Exit as leave:
@@ -63,8 +65,14 @@ def run(arguments: Sequence[str], serve: Serve) -> int:
     return outcome if isinstance(outcome, int) else 0
 
 
+def _is_text(argument: str) -> bool:
+    """Whether the database and the log can hold it: bytes that are not UTF-8 come as surrogates, which they cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
+
+
 def _fail(problem: str, code: int) -> int:
-    click.echo(f"minutebook: {' '.join(problem.split())}", err=True)
+    # It may repeat what stands in a file, or in the log.
+    click.echo(f"minutebook: {visible(' '.join(problem.split()))}", err=True)
     return code
 
 

@@ -79,7 +79,9 @@ async def compare(conninfo: str, out: Output, first: Place, last: Place) -> int:
             for each, time in zip((before, after), times, strict=True)
         ]
         out.text(Text(f"from {ends[0]} to {ends[1]}", "dim"))
-        return await _show(out, interval.differences(), Names(interval.after))
+        # Whichever is the later one knows more names.
+        names = Names(interval.before if before > after else interval.after)
+        return await _show(out, interval.differences(), names)
 
 
 async def _show(out: Output, differences: AsyncIterator[Difference], names: Names) -> int:

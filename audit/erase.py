@@ -115,15 +115,15 @@ def _show(out: Output, outcome: Outcome) -> None:
         )
 
 
+_ID = click.IntRange(min=1, max=2**63 - 1)
+
 COMMAND = Command(
     "erase",
     _erase,
     (
-        click.Option(["--message", "message_id"], type=click.IntRange(min=1), help="The message's id."),
+        click.Option(["--message", "message_id"], type=_ID, help="The message's id."),
         click.Option(["--account"], help="The account's name."),
-        click.Option(
-            ["--account-id"], type=click.IntRange(min=1), help="The account's id; also to end what was interrupted."
-        ),
+        click.Option(["--account-id"], type=_ID, help="The account's id; also to end what was interrupted."),
         click.Option(["--reason"], required=True, help="Why; it stays in the log for ever."),
         click.Option(["--by"], help="Who erases, which stays too; by default the name of your login."),
         click.Option(

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import mkstemp
 from typing import IO, BinaryIO, cast
 
 import zstandard
@@ -35,17 +36,18 @@ def new_file(name: str, *, replace: bool) -> Iterator[Write]:
     """
     path = Path(name)
     _check_name(path, replace=replace)
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.unlink(missing_ok=True)
+    # By a name that nobody else writes to, were it another export to the same file; its owner's alone, too.
+    descriptor, unfinished = mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
     try:
-        with _own_file(unfinished) as file:
+        with os.fdopen(descriptor, "wb") as file:
             with _compressing(file, path) as stream:
                 yield stream.write
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        _check_name(path, replace=replace)
+        Path(unfinished).replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        Path(unfinished).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -71,10 +73,6 @@ def _check_name(path: Path, *, replace: bool) -> None:
         raise CommandFailed(f"{path} is no ordinary file: `-` writes to standard output")
     if path.exists() and not replace:
         raise CommandFailed(f"{path} exists already: give another name, or --force")
-
-
-def _own_file(path: Path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
 @contextmanager

@@ -23,6 +23,8 @@ def _grant(settings: Settings, out: Output, role: str, reader: str | None) -> No
             "the embedded Postgres has no other role than the server's, and nobody else can reach it: --database-url "
             "says which one you mean"
         )
+    if reader == role:
+        raise click.UsageError("the server's role has to write, the auditors' may not: give two roles")
     granted = grant(
         settings.database_url, [table.name for each in projections.ALL for table in each.tables], role, reader
     )

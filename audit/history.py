@@ -86,7 +86,7 @@ def _history(settings: Settings, out: Output, stream: str, name: str | None) -> 
             found = stream if name is None else await KINDS[stream](log, name)
             if not await log.read_stream(found, limit=1):
                 raise CommandFailed(f"there is no stream {found}")
-            show = as_json(out.write) if out.is_json else for_people(log, out)
+            show = as_json(out.lines) if out.is_json else for_people(log, out)
             await tail(log, Wanted(stream=found), show, follow=False)
 
     with database(settings) as conninfo:

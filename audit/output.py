@@ -8,6 +8,7 @@ characters are shown, not obeyed.
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+# DEL and the control characters beyond ASCII, in UTF-8.
+_OBEYED = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
 # Rows of a table are shown so many at a time: it is not known how many are still to come.
 _PAGE = 500
 
@@ -70,7 +73,11 @@ class Output:
 
     def line(self, record: Record) -> None:
         """Writes a record as a line of JSON, for people too."""
-        self.write(msgspec.json.encode(record) + b"\n")
+        self.lines(msgspec.json.encode(record) + b"\n")
+
+    def lines(self, content: bytes) -> None:
+        """Writes lines of JSON; on a terminal, with an escape for what it would obey and JSON allows as it is."""
+        self.write(_OBEYED.sub(_escape, content) if self._people.is_terminal else content)
 
     def text(self, text: str | Text) -> None:
         """Shows a line to people; JSON leaves it out."""
@@ -85,7 +92,7 @@ class Output:
 
     def note(self, text: str, style: str = "") -> None:
         """Says something on standard error that is no result."""
-        self._notes.print(Text(text, style))
+        self._notes.print(Text(visible(text), style))
 
     @contextmanager
     def progress(self, label: str, unit: str = "events") -> Iterator[Tell]:
@@ -141,6 +148,10 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _escape(found: re.Match[bytes]) -> bytes:
+    return b"\\u00%02x" % found[0][-1]
 
 
 def _label(name: str) -> str:

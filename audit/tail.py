@@ -111,7 +111,7 @@ def _tail(
     async def run(conninfo: str) -> None:
         async with EventLog(conninfo, writable=False, readers=2) as log:
             wanted = Wanted(await position_of(log, since), frozenset(types), stream, grep)
-            show = as_json(out.write) if out.is_json else for_people(log, out)
+            show = as_json(out.lines) if out.is_json else for_people(log, out)
             await tail(log, wanted, show, follow=follow)
 
     with database(settings) as conninfo:

@@ -50,13 +50,12 @@ def _verify(
         with out.progress("verifying") as progress:
             inspection = Inspection(conninfo, outside=notes, key=key, progress=progress)
             with contextlib.closing(inspection.findings()) as findings:
-                found = list(itertools.islice(findings, limit))
+                count = in_log = out.rows(map(_record, itertools.islice(findings, limit)), _COLUMNS)
         seconds = time.monotonic() - began
-        count = out.rows(map(_record, found), _COLUMNS)
         if models:
             count += out.rows(map(_record, _of_models(conninfo, out, limit)), _COLUMNS)
     out.record(_summary(inspection, seconds, count, given=key is not None))
-    if limit is not None and len(found) == limit:
+    if in_log == limit:
         out.note(f"stopped at {limit} findings: --all goes on")
     return 1 if count else 0
 

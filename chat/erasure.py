@@ -104,7 +104,7 @@ class Erasure:
 
     async def erase_message(self, message_id: int, reason: str, erased_by: str) -> Outcome:
         """Erases a message of either kind, deleted or not, with its deletion."""
-        rules.check_reason(reason)
+        _check_words(None, reason, erased_by)
 
         async def attempt() -> Outcome:
             first = await self._log.event_at(message_id)
@@ -202,11 +202,9 @@ class _Search:
 
 
 def _check_words(account: Account | None, reason: str, erased_by: str) -> None:
-    rules.check_reason(reason)
-    if account is None:
-        return
     for field, words in (("reason", reason), ("by", erased_by)):
-        if _holds_name(words, account.username):
+        rules.check_reason(words, field)
+        if account is not None and _holds_name(words, account.username):
             raise Malformed(field, "must not hold the account's name, since it is kept for ever")
 
 

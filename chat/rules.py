@@ -86,10 +86,10 @@ def check_device(device: str) -> None:
         raise Malformed("device", f"must be at most {DEVICE_LENGTH} characters long")
 
 
-def check_reason(reason: str) -> None:
+def check_reason(reason: str, field: str = "reason") -> None:
     """Refuses the reason for a moderation if it is longer than 500 characters; it may be empty."""
     if len(reason) > REASON_LENGTH:
-        raise Malformed("reason", f"must be at most {REASON_LENGTH} characters long")
+        raise Malformed(field, f"must be at most {REASON_LENGTH} characters long")
 
 
 def check_silence(seconds: int) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+
 
 class LogError(Exception):
     """An operation on the log failed; the message says which and why."""
@@ -26,3 +31,16 @@ class WrongVersion(LogError):
 
 class InvalidEvent(LogError, ValueError):
     """The event cannot be written down: its data, its stream's name or its type is not of the log's form."""
+
+
+@contextmanager
+def database_errors(work: str) -> Iterator[None]:
+    """Raises what psycopg raises as an error of the log; `work` is what it came in the way of, such as "the export"."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        raise LogUnavailable(f"{work} lost the database: {error}") from error
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+        raise LogError("the database has no log yet, or an older one: run `minutebook migrate`") from error
+    except psycopg.Error as error:
+        raise LogError(f"the database refused {work}: {error.diag.message_primary or error}") from error

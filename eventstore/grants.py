@@ -90,13 +90,12 @@ def _grant(connection: _Connection, role: str, wanted: Mapping[str, tuple[str, .
     for table, privileges in wanted.items():
         _run(connection, "REVOKE ALL ON {} FROM {}", table, role)
         _run(connection, f"GRANT {', '.join(privileges)} ON {{}} TO {{}}", table, role)
-    for table in _IMMUTABLE:
-        for privilege in _CHANGING:
-            if _one(connection, "SELECT has_table_privilege(%s, %s, %s)", role, table, privilege):
-                raise LogError(
-                    f"{role} has the right to {privilege} {table} all the same, as everybody has or by a role that it "
-                    "is a member of: take that away first"
-                )
+    left = connection.execute(_STILL_MAY, [list(_IMMUTABLE), list(_CHANGING), role]).fetchone()
+    if left is not None:
+        raise LogError(
+            f"{role} has the right to {' '.join(left)} all the same, as everybody has or by a role that it is a member "
+            "of: take that away first"
+        )
 
 
 def _check_role(connection: _Connection, role: str) -> None:
@@ -105,16 +104,25 @@ def _check_role(connection: _Connection, role: str) -> None:
     if _one(connection, _COULD_CHANGE, role):
         raise LogError(
             f"{role} owns the log's tables, their schema or their database, or could become who does: as a superuser, "
-            "by CREATEROLE, or as a member. Take another role, with no such rights"
+            "by CREATEROLE, by programs or files of the database's machine, or as a member. Take another role, with "
+            "no such rights"
         )
 
 
-_COULD_CHANGE = """
-    SELECT r.rolsuper OR r.rolcreaterole OR EXISTS (
-        SELECT FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE c.oid = to_regclass('events')
-            AND (pg_has_role(r.oid, c.relowner, 'MEMBER') OR pg_has_role(r.oid, n.nspowner, 'MEMBER'))
-    ) FROM pg_roles AS r WHERE r.rolname = %s
+# Every role that a role can become by SET ROLE, itself included; it need not inherit their rights to use them.
+_BECOMES = "FROM pg_roles AS given JOIN pg_roles AS r ON pg_has_role(given.oid, r.oid, 'MEMBER')"
+_COULD_CHANGE = f"""
+    SELECT count(*) {_BECOMES}
+        CROSS JOIN pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        JOIN pg_database AS d ON d.datname = current_database()
+    WHERE given.rolname = %s AND c.oid = to_regclass('events')
+        AND (r.rolsuper OR r.rolcreaterole OR r.oid IN (c.relowner, n.nspowner, d.datdba)
+            OR r.rolname IN ('pg_execute_server_program', 'pg_write_server_files'))
+"""
+_STILL_MAY = f"""
+    SELECT privilege, name {_BECOMES} CROSS JOIN unnest(%s::text[]) AS name CROSS JOIN unnest(%s::text[]) AS privilege
+    WHERE given.rolname = %s AND (has_table_privilege(r.oid, name, privilege)
+        OR privilege = 'UPDATE' AND has_any_column_privilege(r.oid, name, privilege))
 """
 
 

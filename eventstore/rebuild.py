@@ -32,7 +32,7 @@ import structlog
 from psycopg import sql
 
 from eventstore.comparison import Difference, difference, differences, placed
-from eventstore.errors import LogError, LogUnavailable
+from eventstore.errors import LogError, database_errors
 from eventstore.filling import RANGE, Connection, Filling, Step, Task
 from eventstore.grants import require_owner
 from eventstore.projection import Projection
@@ -86,7 +86,7 @@ def rebuild(
     swapped; and `LogUnavailable` when the database cannot be reached.
     """
     require_owner(conninfo, "replay")
-    with _told(), _only_one(conninfo) as connection:
+    with database_errors("the rebuild"), _only_one(conninfo) as connection:
         try:
             return _Rebuild(conninfo, connection, projections, progress, patience).run(range_size)
         except BaseException:
@@ -104,7 +104,7 @@ def check(
     `before` is the live row, and `after` the rebuilt one. It holds nobody up, leaves nothing behind, and needs no right
     but to read and to make temporary tables. Raises as `rebuild` does.
     """
-    with _told(), _only_one(conninfo, shared=True) as connection:
+    with database_errors("the rebuild"), _only_one(conninfo, shared=True) as connection:
         live = str(_one(connection, "SELECT current_schema()"))
         _prepare(connection, "pg_temp", live)
         # One snapshot from the first look at the head on: log and live tables stand at the same position in it.
@@ -121,7 +121,7 @@ def discard_leftovers(conninfo: str) -> bool:
 
     While a rebuild is under way it does nothing. Raises `LogUnavailable` when the database cannot be reached.
     """
-    with _told(), _connect(conninfo) as connection:
+    with database_errors("the rebuild"), _connect(conninfo) as connection:
         left = _one(connection, f"SELECT to_regnamespace('{SCHEMA}') IS NOT NULL")
         if not left or not _one(connection, f"SELECT pg_try_advisory_lock({_LOCK})"):
             return False
@@ -428,21 +428,6 @@ def _only_one(conninfo: str, *, shared: bool = False) -> Iterator[Connection]:
             # The database would let go of it too, but only some time after we have gone.
             with contextlib.suppress(psycopg.OperationalError):
                 _one(connection, f"SELECT pg_advisory_unlock{kind}({_LOCK})")
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Raises what the database says as errors of the log."""
-    try:
-        yield
-    except psycopg.OperationalError as error:
-        raise LogUnavailable(f"the rebuild lost the database: {error}") from error
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-        raise LogError("the database has no log yet, or an older one: run `minutebook migrate`") from error
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise LogError(f"the role that connects may not replay: {error.diag.message_primary}") from error
-    except psycopg.Error as error:
-        raise LogError(f"the rebuild was refused by the database: {error.diag.message_primary}") from error
 
 
 def _connect(conninfo: str) -> Connection:

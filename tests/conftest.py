@@ -22,6 +22,7 @@ from tornado.platform.asyncio import AsyncIOLoop
 from tornado.web import Application
 
 import projections
+from audit import cli
 from chat.commands import Commands
 from chat.connections import Connections
 from chat.passwords import PasswordHasher
@@ -44,6 +45,12 @@ OPERATOR = "Operator"
 CI_KEY = "the key of the tests"
 NODE = "test-node"
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command line that a test runs in this process does not set up the logging of all tests behind it."""
+    monkeypatch.setattr(cli, "configure_logs", lambda _level: None)
 
 
 @pytest.fixture(scope="session")

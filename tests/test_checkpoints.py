@@ -215,6 +215,19 @@ async def test_it_signs_by_itself_once_in_an_interval_and_only_when_the_log_has_
 
 
 @pytest.mark.gen_test
+async def test_a_clock_that_was_set_back_is_not_waited_for(bare_log: EventLog, database: str) -> None:
+    await record(bare_log)
+    await checkpointer(database).sign_now()
+    execute(database, "UPDATE checkpoints SET signed_at = signed_at + interval '1 day'")
+    await record(bare_log)
+
+    async with running(checkpointer(database, interval=0.05)):
+        async with asyncio.timeout(5):
+            while not await Checkpoints(bare_log.reader).covers(2):  # noqa: ASYNC110 - another task signs
+                await asyncio.sleep(0.02)
+
+
+@pytest.mark.gen_test
 async def test_many_who_sign_at_once_sign_one_tree(bare_log: EventLog, database: str) -> None:
     await record(bare_log, 400)
 

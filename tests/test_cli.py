@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import shlex
@@ -23,6 +24,7 @@ import projections
 from audit import cli, history
 from audit.asof import QUESTIONS
 from audit.command import Command
+from audit.output import Output
 from audit.status import look
 from audit.tail import Wanted, as_json
 from audit.tail import tail as tail_log
@@ -128,6 +130,8 @@ def test_a_command_s_help_names_its_settings(command: str, capsys: pytest.Captur
         "tail --type",
         "tail --grep (",
         "tail extra",
+        "tail --stream \udcff",
+        "erase --yes --reason x --message 99999999999999999999",
         "serve --port",
         "serve --port 99999",
         "serve --log-level loud",
@@ -283,6 +287,26 @@ def test_people_read_lines_with_names_and_nothing_that_their_terminal_would_obey
     assert "\x1b" not in done.stdout
     assert "\x9b" not in done.stdout
     assert r"\u001b[2J\x9b2J" in lines[8]
+
+
+class Terminal(io.TextIOWrapper):
+    """Standard output as it is on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("kind", "there"), [(Terminal, rb"\u009b2J\u007f"), (io.TextIOWrapper, b"\xc2\x9b2J\x7f")])
+def test_json_has_nothing_that_a_terminal_would_obey(kind: type[io.TextIOWrapper], there: bytes) -> None:
+    stdout = kind(io.BytesIO(), encoding="utf-8")
+    said = {"text": "\x1b[2J\x9b2J\x7f\xe9"}
+
+    Output(as_json=True, stdout=stdout).line(said)
+
+    stdout.seek(0)
+    shown = bytes(stdout.buffer.read())
+    assert rb"\u001b[2J" + there + "é".encode() in shown
+    assert json.loads(shown) == said
 
 
 def test_tail_follows_until_it_is_interrupted(

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from cloudevents.core.formats.json import JSONFormat
 from hypothesis import Phase, given
 from hypothesis import settings as limits
+from psycopg.conninfo import make_conninfo
 from tornado.ioloop import IOLoop
 
 import projections
@@ -44,6 +46,7 @@ from tests import tables
 from tests.conftest import OPERATOR, SECRET, on_loop, own_database
 from tests.servers import PASSWORD, Server, until
 from tests.stories import STORIES, Story, Teller
+from tests.tampering import tampering
 
 ORIGIN = "minutebook.example/log"
 KEY = SigningKey.generate(ORIGIN)
@@ -208,6 +211,34 @@ def test_an_empty_log_can_be_exported_and_imported(database: str, target: str) -
     assert exported(target) == file
 
 
+def test_a_log_in_which_events_are_missing_is_not_exported_as_a_whole_one(database: str, whole: bytes) -> None:
+    del whole
+    with tampering(database) as log:
+        log.delete(2, 3)
+
+    with pytest.raises(LogError, match="minutebook verify"):
+        exported(database)
+    assert exported(database, Selection(after=3)).count(b'{"data":') == 3, "the rest can still be looked at"
+
+
+def test_a_role_that_may_not_read_all_is_told_so(database: str, whole: bytes) -> None:
+    with tables.connect(database) as connection:
+        tables.run(connection, "CREATE ROLE visitor; GRANT SELECT ON ALL TABLES IN SCHEMA public TO visitor")
+        try:
+            visitor = make_conninfo(database, options="-c role=visitor")
+            assert exported(visitor) == whole
+            tables.run(connection, "ALTER TABLE events ENABLE ROW LEVEL SECURITY")
+            with pytest.raises(LogError, match="row-level security"):
+                exported(visitor)
+            tables.run(
+                connection, "ALTER TABLE events DISABLE ROW LEVEL SECURITY; REVOKE SELECT ON events FROM visitor"
+            )
+            with pytest.raises(LogError, match="permission denied"):
+                exported(visitor)
+        finally:
+            tables.run(connection, "DROP OWNED BY visitor; DROP ROLE visitor")
+
+
 def test_an_export_is_of_one_moment_whatever_is_recorded_meanwhile(
     database: str, log: EventLog, io_loop: IOLoop
 ) -> None:
@@ -262,6 +293,7 @@ TAMPERED: list[tuple[Callable[[list[bytes]], list[bytes]], str]] = [
     (changed(1, b'{"data":{', b'{"data": {'), "line 2, position 1: it is not in canonical form"),
     (changed(1, b'"position":1', b'"position":2'), "line 2, position 1: position 2 stands where 1 belongs"),
     (changed(5, b'"data":[1,', b'"data":[1.0,'), "line 6, position 4: this is not an event"),
+    (changed(5, b'"data":[1,', b'"data":[' + b"[" * 100_000), "line 6, position 4: this is not an event"),
     (changed(5, b'"data":[1,', b'"data":["\\u0000",'), "line 6, position 4: it is not in canonical form"),
     (changed(5, b'"salt":"', b'"salt":"00'), "line 6, position 4: its salt is none"),
     (changed(5, b"Z", b"z"), "line 6, position 4: its time is not one as a log writes it"),
@@ -307,7 +339,7 @@ def test_a_tampered_file_is_refused_with_its_place_and_leaves_an_empty_log(targe
 
         assert str(refused.value).startswith(fault)
         assert "\n" not in str(refused.value)
-    for tamper, fault in (TAMPERED[0], TAMPERED[16], TAMPERED[-6]):
+    for tamper, fault in (TAMPERED[0], TAMPERED[17], TAMPERED[-6]):
         with pytest.raises(BadExport, match=fault):
             imported(target, b"".join(tamper(lines(whole))))
     assert is_empty(target)
@@ -413,6 +445,7 @@ def test_a_log_that_has_begun_is_not_imported_into(database: str, whole: bytes) 
         (b"", "this is no export of a log"),
         (b"\x28\xb5\x2f\xfd", "this is no export of a log"),
         (b'{"position":1}\n', "this is no export of a log"),
+        (b'{"minutebook":' + b"[" * 100_000, "this is no export of a log"),
         (b'{"minutebook":"export","format":2,"origin":"a","verifier_key":null,"through":0,"whole":true}', "this is no"),
     ],
 )
@@ -605,6 +638,19 @@ def test_an_export_that_is_interrupted_leaves_no_file_and_an_old_one_as_it_was(t
         assert [each.read_bytes() for each in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
+def test_two_exports_to_one_file_are_both_whole_and_the_first_one_stays(tmp_path: Path) -> None:
+    path = str(tmp_path / "log.jsonl")
+
+    with ExitStack() as slow:
+        slow.enter_context(new_file(path, replace=False))(b"half of the slow one")
+        with new_file(path, replace=False) as quick:
+            quick(b"the quick one")
+        with pytest.raises(CommandFailed, match="exists already"):
+            slow.close()
+
+    assert [each.read_bytes() for each in tmp_path.iterdir()] == [b"the quick one"]
+
+
 def test_no_file_is_replaced_unless_that_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(b"the old one")
@@ -693,7 +739,7 @@ def test_a_server_on_an_imported_log_serves_the_same_conversation(
 
     assert cli.run(["import", str(file), "--key", str(key), "--data-dir", str(new), "--json"], must_not_run) == 0
 
-    assert json.loads(capfd.readouterr().out)["covered"] > 0
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["covered"] > 0
     for kept in ("secret", "log.key"):
         shutil.copy(old.data_dir / kept, new / kept)
     with start_server("new").client() as client:

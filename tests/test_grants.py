@@ -142,16 +142,30 @@ def test_who_could_change_the_log_all_the_same_is_refused_and_gets_nothing(
         [(owner,)] = tables.rows(connection, "SELECT current_user")
         member = roles()
         tables.run(connection, "GRANT {} TO {}", owner, member)
-        group = roles()
+        # What a member does not inherit is had by SET ROLE.
+        under_superuser, under_maker, on_machine = roles("NOINHERIT"), roles(), roles()
+        tables.run(connection, "GRANT {} TO {}", superuser, under_superuser)
+        tables.run(connection, "GRANT {} TO {}", maker, under_maker)
+        tables.run(connection, "GRANT pg_execute_server_program TO {}", on_machine)
+        group, columns = roles(), roles()
         tables.run(connection, "GRANT UPDATE ON events TO {}", group)
+        tables.run(connection, "GRANT UPDATE (data) ON events TO {}", columns)
         tables.run(connection, "GRANT {} TO {}", group, by_name)
+        not_inherited, by_column = roles("NOINHERIT"), roles()
+        tables.run(connection, "GRANT {} TO {}", group, not_inherited)
+        tables.run(connection, "GRANT {} TO {}", columns, by_column)
 
         for role, why in (
             (superuser, "could become who does"),
             (maker, "could become who does"),
             (member, "could become who does"),
             (owner, "could become who does"),
+            (under_superuser, "could become who does"),
+            (under_maker, "could become who does"),
+            (on_machine, "could become who does"),
             (by_name, "has the right to UPDATE events all the same"),
+            (not_inherited, "has the right to UPDATE events all the same"),
+            (by_column, "has the right to UPDATE events all the same"),
             ("nobody", "there is no role nobody"),
         ):
             with pytest.raises(LogError, match=why):
@@ -198,3 +212,13 @@ def test_a_role_that_may_not_migrate_is_told_so_in_one_line(
     told = capsys.readouterr().err
     assert told.startswith("minutebook: the embedded Postgres has no other role")
     assert told.count("\n") == 1
+
+
+def test_one_role_for_the_server_and_for_auditors_is_wrong_usage(
+    roles: Callable[..., str], database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    role = roles()
+
+    assert cli.run(["grant", role, "--reader", role, "--database-url", database], lambda _: None) == 2
+
+    assert "give two roles" in capsys.readouterr().err

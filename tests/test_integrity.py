@@ -42,7 +42,20 @@ CONTEXT = Context(1000, "a request")
 SIZE, SIGNED, ERASED = 601, (300, 600), 50
 RANGES = (inspection.RANGE, 100)
 
-CHECKS = {"gap", "leaf", "time", "version", "erasure", "command", "tree", "checkpoint", "head", "guards", "models"}
+CHECKS = {
+    "gap",
+    "position",
+    "leaf",
+    "time",
+    "version",
+    "erasure",
+    "command",
+    "tree",
+    "checkpoint",
+    "head",
+    "guards",
+    "models",
+}
 
 Where = tuple[str, int | None, int | None]
 
@@ -323,11 +336,52 @@ def forge_far_away(log: Tampering) -> None:
     log.run("UPDATE log_head SET position = 1000000000000000")
 
 
-def empty_one(log: Tampering) -> None:
+def double_in_a_child(log: Tampering) -> None:
+    """Puts a copy beside an event where no key sees it, so that none of those that follow has its place."""
+    log.run("CREATE TABLE child () INHERITS (events)")
+    log.run("INSERT INTO child SELECT * FROM events WHERE position = 10")
+    change_text_at(log, 400)
+
+
+def put_before_the_first(log: Tampering) -> None:
+    log.run("ALTER TABLE events DROP CONSTRAINT events_position_check")
+    log.run(
+        "INSERT INTO events SELECT -4, 'account-1', 1, type, data, metadata, recorded_at, salt, leaf_hash FROM events "
+        "WHERE position = 1"
+    )
+
+
+def take_the_time_away(log: Tampering) -> None:
+    log.run("ALTER TABLE events ALTER recorded_at DROP NOT NULL")
+    log.run("UPDATE events SET recorded_at = NULL WHERE position = 100")
+
+
+def let_functions_lie(log: Tampering) -> None:
+    """Lets the database find another `sha256` first, which gives what is said now the digest of what was said."""
+    log.run(
+        "CREATE TABLE said AS SELECT salt || convert_to(data::text, 'UTF8') AS salted FROM events WHERE position = 99"
+    )
+    log.change(99, data='{"sender_id":1000,"text":"never said"}')
+    log.run(
+        "CREATE FUNCTION sha256(bytea) RETURNS bytea LANGUAGE sql IMMUTABLE AS 'SELECT pg_catalog.sha256(CASE "
+        "WHEN encode($1, ''escape'') LIKE ''%never said%'' THEN (SELECT salted FROM said) ELSE $1 END)'"
+    )
+    [(name,)] = tables.rows(log.connection, "SELECT current_database()")
+    tables.run(log.connection, "ALTER DATABASE {} SET search_path = public, pg_catalog", name)
+
+
+def empty_one(log: Tampering, position: int = 77) -> None:
     log.run("ALTER TABLE events DROP CONSTRAINT events_erasure_check")
-    log.run("UPDATE events SET data_hash = sha256(salt || convert_to(data::text, 'UTF8')) WHERE position = 77")
-    log.change(77, data=None, salt=None)
+    log.run(f"UPDATE events SET data_hash = sha256(salt || convert_to(data::text, 'UTF8')) WHERE position = {position}")
+    log.change(position, data=None, salt=None)
     log.run(CONSTRAINT)
+
+
+def erase_an_erasure(log: Tampering) -> None:
+    """Lets an event say that it erased the one that said what was erased, and that as well."""
+    empty_one(log, 200)
+    log.change(SIZE, type="Erased", data=f'{{"positions":[{ERASED},200]}}')
+    log.hash_anew(SIZE)
 
 
 def name_a_later_one(log: Tampering) -> None:
@@ -382,6 +436,14 @@ def leave_tree_alone(log: Tampering) -> None:
     change_text_at(log, 280)
 
 
+def invent_a_level(log: Tampering) -> None:
+    log.run("INSERT INTO tree_hashes VALUES (30000, 0, sha256('x')), (-1, 0, sha256('x'))")
+
+
+def invent_far_away_in_tree(log: Tampering) -> None:
+    log.run("INSERT INTO tree_hashes VALUES (1, 9223372036854775807, sha256('x'))")
+
+
 def other_signature(log: Tampering) -> None:
     note = OTHER_KEY.sign(Checkpoint("log.example", 300, bytes(32)).text())
     log.run("UPDATE checkpoints SET note = %(note)s WHERE size = 300", note=note)
@@ -412,7 +474,12 @@ TAMPERED: list[tuple[Callable[[Tampering], None], list[Where]]] = [
     (touch_head, [("head", 601, 601)]),
     (drop_head, [("head", None, None)]),
     (forge_far_away, [("leaf", 10**15, 10**15), ("gap", 601, 10**15 - 1)]),
+    (double_in_a_child, [("guards", None, None), ("position", 10, 10)]),
+    (put_before_the_first, [("guards", None, None), ("position", -4, -4)]),
+    (take_the_time_away, [("guards", None, None), ("leaf", 100, 100), ("time", 100, 100)]),
+    (let_functions_lie, [("leaf", 99, 99)]),
     (empty_one, [("erasure", 77, 77)]),
+    (erase_an_erasure, [("erasure", 200, 200)]),
     (name_a_later_one, [("erasure", 77, 77), ("tree", 1, 256), SIGNED_300]),
     (bring_back, [("tree", 1, 256), SIGNED_300, ("erasure", ERASED, ERASED)]),
     (hide_behind_a_digest, [("guards", None, None), ("leaf", 88, 88), ("erasure", 88, 88)]),
@@ -422,6 +489,8 @@ TAMPERED: list[tuple[Callable[[Tampering], None], list[Where]]] = [
     (change_tree, [("tree", 257, 512)]),
     (drop_from_tree, [("tree", 1, 256)]),
     (invent_in_tree, [("tree", 602, 768)]),
+    (invent_a_level, [("tree", None, None), ("tree", None, None)]),
+    (invent_far_away_in_tree, [("tree", 602, 2**63 - 1)]),
     (leave_tree_alone, [("tree", 257, 512), ("checkpoint", 1, 300)]),
     (other_signature, [("checkpoint", None, None)]),
     (other_size, [("checkpoint", None, None)]),
@@ -441,6 +510,7 @@ def test_what_is_found_is_what_was_tampered_with(
 
 # --- What guards the log ---------------------------------------------------------------------------------------------
 
+NOTHING = "() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
 UNGUARDED = [
     ("ALTER TABLE events DISABLE TRIGGER events_immutable", "events_immutable"),
     ("ALTER TABLE events ENABLE TRIGGER events_erasure", "events_erasure"),
@@ -449,11 +519,24 @@ UNGUARDED = [
     ("ALTER TABLE events DROP CONSTRAINT events_pkey", "(position)"),
     ("ALTER TABLE commands DROP CONSTRAINT commands_pkey", "(command_id)"),
     ("ALTER TABLE events DROP CONSTRAINT events_version_check", "events_version_check"),
+    (f"CREATE OR REPLACE FUNCTION events_refuse_change{NOTHING}", "events_refuse_change"),
+    ("ALTER FUNCTION events_check_erasure() RESET search_path", "events_check_erasure"),
     (
-        "CREATE OR REPLACE FUNCTION events_refuse_change() RETURNS trigger LANGUAGE plpgsql AS "
-        "'BEGIN RETURN NULL; END'",
-        "events_refuse_change",
+        f"CREATE SCHEMA other; CREATE FUNCTION other.events_refuse_change{NOTHING}; "
+        "CREATE OR REPLACE TRIGGER events_immutable BEFORE DELETE OR TRUNCATE ON events "
+        "FOR EACH STATEMENT EXECUTE FUNCTION other.events_refuse_change(); "
+        "ALTER TABLE events ENABLE ALWAYS TRIGGER events_immutable",
+        "the trigger events_immutable",
     ),
+    (
+        "ALTER TABLE events DROP CONSTRAINT events_position_check, ADD CONSTRAINT events_position_check CHECK (true)",
+        "the constraint events_position_check",
+    ),
+    ("ALTER TABLE events ALTER leaf_hash DROP NOT NULL", "the column leaf_hash"),
+    ("ALTER TABLE checkpoints ALTER signed_at TYPE timestamp(3) with time zone", "the column signed_at"),
+    ("CREATE TABLE child () INHERITS (events)", "events as an ordinary table"),
+    ("ALTER TABLE checkpoints ENABLE ROW LEVEL SECURITY", "checkpoints as an ordinary table"),
+    ("CREATE RULE kept AS ON UPDATE TO log_key DO INSTEAD NOTHING", "log_key as an ordinary table"),
 ]
 
 

@@ -17,6 +17,7 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import IOLoop
 
+from audit import cli
 from audit.command import Command, CommandFailed
 from audit.output import Output
 from audit.prove import CHECK, CHECKPOINT, PROVE
@@ -102,6 +103,17 @@ def test_an_opening_may_be_spaced_and_ordered_anyhow(proven: tuple[Proof, Openin
     assert proof.check(Opening.parse(turned), KEY.verifier_key).origin == KEY.name
 
 
+@pytest.mark.parametrize("place", [b'  "data": {', b'"text":'])
+def test_nothing_is_told_twice_in_an_opening(proven: tuple[Proof, Opening], place: bytes) -> None:
+    text = proven[1].json()
+    key = place.partition(b":")[0]
+    twice = text.replace(place, key + b': {"text": "forged"}, ' + place, 1)
+    assert twice != text
+
+    with pytest.raises(BadProof, match="stands in it twice"):
+        Opening.parse(twice)
+
+
 def test_whatever_is_changed_in_the_message_is_found(proven: tuple[Proof, Opening]) -> None:
     proof, opening = proven
     forged = [
@@ -118,6 +130,11 @@ def test_whatever_is_changed_in_the_message_is_found(proven: tuple[Proof, Openin
         changed(opening, salt="salt"),
         changed(opening, recorded_at="yesterday"),
         changed(opening, recorded_at=opening.recorded_at.removesuffix("Z")),
+        # What the parsers of these would take for the same.
+        changed(opening, recorded_at=opening.recorded_at.replace("Z", "9Z")),
+        changed(opening, recorded_at=opening.recorded_at.replace("Z", "+00:00")),
+        changed(opening, salt=f"{opening.salt[:2]} {opening.salt[2:]}"),
+        changed(opening, recorded_at="0001-01-01T00:00:00.000000+23:59"),
     ]
 
     for each in forged:
@@ -377,15 +394,29 @@ def test_check_finds_what_was_changed(files: tuple[Path, Path]) -> None:
     message.write_text(message.read_text().replace("Bob", "Eve"))
     with pytest.raises(BadProof, match="this is not what the log has recorded"):
         checked(proof)
-    proof.write_bytes(b"\xff")
-    with pytest.raises(CommandFailed, match="not even a text"):
-        checked(proof)
     message.write_bytes(b"x" * (1 << 20) + b"y")
     with pytest.raises(CommandFailed, match="too large"):
         checked(proof)
     message.unlink()
-    with pytest.raises(CommandFailed, match="there is no file"):
+    for missing in (proof, Path(), Path("/")):
+        with pytest.raises(CommandFailed, match="there is no file"):
+            checked(missing)
+    proof.write_bytes(b"\xff")
+    with pytest.raises(CommandFailed, match="not even a text"):
         checked(proof)
+
+
+def test_what_a_hostile_file_says_is_not_obeyed_by_the_terminal(
+    files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    proof, message = files
+    message.write_text('{"\\u001b[2J\\u009b2J": 1}')
+
+    assert cli.run(["check", str(proof), "--key", str(KEY.verifier_key)], lambda _: None) == 1
+
+    told = capsys.readouterr().err
+    assert r"\x1b[2J\x9b2J" in told
+    assert told.rstrip("\n").isprintable()
 
 
 def test_the_proof_may_be_given_a_name_or_a_folder(settings: Settings, message_id: int, tmp_path: Path) -> None:
@@ -427,6 +458,11 @@ def test_before_the_first_checkpoint_there_is_none_to_print(settings: Settings) 
         command(CHECKPOINT, settings)
 
 
+def denied(*_arguments: object, **_options: object) -> str:
+    # The tests may run as root, who may read everything.
+    raise PermissionError("this is not for you")
+
+
 def test_without_the_key_a_server_s_checkpoint_is_waited_for(
     io_loop: IOLoop, database: str, settings: Settings, message_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,6 +475,12 @@ def test_without_the_key_a_server_s_checkpoint_is_waited_for(
 
     with pytest.raises(CommandFailed, match="no server runs"):
         prove(keyless)
+    (settings.data_dir / "log.key").touch()
+    with monkeypatch.context() as denying:
+        denying.setattr(Path, "read_text", denied)
+        with pytest.raises(CommandFailed, match="no server runs"):
+            prove(keyless)
+    (settings.data_dir / "log.key").unlink()
 
     async def with_a_server(chosen: Settings, *, signing: bool) -> None:
         leases = Leases(database, "a server")
@@ -481,10 +523,9 @@ def test_a_server_signs_by_a_key_of_its_own_and_its_proofs_are_checked_elsewhere
 
         over_http = until(proof_over_http, "a checkpoint covers the message")
     assert str(signing_key).rpartition("+")[2] not in server.output
-    written = minutebook("prove", str(sent["message_id"]), database_url=database, cwd=tmp_path)
-    assert written.returncode == 0, written.stderr
-    told = json.loads(written.stdout)
-    assert (tmp_path / told["proof"]).read_text() == over_http
+    keyless = Settings(database_url=database, data_dir=tmp_path)
+    [told] = command(PROVE, keyless, message_id=sent["message_id"], place=tmp_path)
+    assert Path(told["proof"]).read_text() == over_http
 
     confirmed = minutebook("check", told["proof"], "--key", str(signing_key.verifier_key), cwd=tmp_path)
     assert (confirmed.returncode, json.loads(confirmed.stdout)["data"]["text"]) == (0, TEXT), confirmed.stderr
@@ -512,10 +553,10 @@ def test_the_key_is_the_one_that_was_given_or_else_the_one_that_is_kept(tmp_path
 
 
 def test_a_key_that_is_none_is_refused_and_not_repeated(tmp_path: Path) -> None:
-    (tmp_path / "log.key").write_text("")
-
     with pytest.raises(BadKey, match="log_key: this is no signing key") as refused:
         kept_key("PRIVATE+KEY+a+0+nonsense", tmp_path)
     assert "nonsense" not in str(refused.value)
-    with pytest.raises(BadKey, match=r"log\.key: this is no signing key"):
-        kept_key(None, tmp_path)
+    for content in (b"", b"\xff\xfe"):
+        (tmp_path / "log.key").write_bytes(content)
+        with pytest.raises(BadKey, match=r"log\.key: this is no signing key"):
+            kept_key(None, tmp_path)

@@ -34,11 +34,6 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(setting.variable, raising=False)
 
 
-@pytest.fixture(autouse=True)
-def _logging_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "configure_logs", lambda _level: None)
-
-
 def test_the_table_has_every_field_in_order() -> None:
     assert [field.name for field in dataclasses.fields(Settings)] == NAMES
     assert NAMES[:3] == ["port", "address", "data_dir"]

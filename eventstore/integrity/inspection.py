@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import psycopg
 
-from eventstore.errors import LogError, LogUnavailable
+from eventstore.errors import database_errors
 from eventstore.integrity import rows
 from eventstore.integrity.findings import Finding, runs
 from eventstore.integrity.guards import Guards
@@ -47,10 +47,16 @@ Progress = Callable[[int, int], None]
 _Connection = psycopg.Connection[tuple[Any, ...]]
 
 _SETTINGS = (
-    "SET TIME ZONE 'UTC'; SET jit = off; SET enable_seqscan = off; SET max_parallel_workers_per_gather = 0; "
+    "SET TIME ZONE 'UTC'; SET client_encoding = 'UTF8'; "
+    "SET jit = off; SET enable_seqscan = off; SET max_parallel_workers_per_gather = 0; "
     # Rows that a policy hides from this role would look like deleted ones: better an error that says so.
     "SET row_security = off; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0"
 )
+
+_SCHEMA = """
+    SELECT relnamespace::pg_catalog.regnamespace::pg_catalog.text FROM pg_catalog.pg_class
+    WHERE oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('events')
+"""
 
 
 def inspect(
@@ -118,6 +124,7 @@ class Inspection:
             end = min(_position(head), _position(last)) if head else _position(last)
             yield from self._walk(snapshot, guards, end)
             yield from _of_head(head, last)
+            yield from _out_of_order(snapshot)
             yield from self._beyond(snapshot, _position(last))
             yield from _told_elsewhere(snapshot)
 
@@ -150,8 +157,10 @@ class Inspection:
         """Reads all events up to `end` in ranges."""
         self._tree = TreeInspection(dict(snapshot.fetch(rows.KEPT_LEVELS)))
         reading = _Reading(snapshot, guards, self._range_size)
+        is_keyed = guards.has_key("events", "position")
         for each in reading.ranges(end):
-            yield from sorted(self._of_rows(snapshot, each), key=lambda finding: finding.position or 0)
+            found = self._of_rows(snapshot, each, is_keyed=is_keyed)
+            yield from sorted(found, key=lambda finding: finding.position or 0)
             yield from self._of_tree(each)
             self.events += each.count
             if self._progress is not None:
@@ -161,10 +170,11 @@ class Inspection:
         elif self._is_gapless:
             yield from self._tree.end()
 
-    def _of_rows(self, snapshot: _Snapshot, found: _Range) -> Iterator[Finding]:
+    def _of_rows(self, snapshot: _Snapshot, found: _Range, *, is_keyed: bool) -> Iterator[Finding]:
         faults = dict(found.faults)
         positions: Sequence[int] = range(found.after + 1, found.through + 1)
-        if not (found.is_whole and self._seen == found.after and found.is_sound):
+        # As many events as positions are one at each only where a key sees to it.
+        if not (is_keyed and found.is_whole and self._seen == found.after and found.is_sound):
             kept = snapshot.fetch(rows.LEAVES, **found.place)
             positions = [position for position, _ in kept]
             yield from self._gaps(positions)
@@ -190,6 +200,9 @@ class Inspection:
         for position in positions:
             if position > self._seen + 1:
                 yield self._gap(position - 1)
+            elif position == self._seen:
+                self._is_gapless = False
+                yield Finding(position, position, "position", "more than one event stands here")
             self._seen = position
 
     def _gap(self, through: int) -> Finding:
@@ -324,7 +337,7 @@ class _Snapshot:
     @contextlib.contextmanager
     def of(cls, conninfo: str) -> Iterator[Self]:
         """Opens the connections for as long as they are needed; tells errors of the database as the log's."""
-        with _told_as_log_errors(), contextlib.ExitStack() as stack:
+        with database_errors("the inspection"), contextlib.ExitStack() as stack:
             first, *others = (stack.enter_context(_connect(conninfo)) for _ in range(CONNECTIONS))
             begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
             first.execute(begin)
@@ -374,21 +387,13 @@ def _connect(conninfo: str) -> Iterator[_Connection]:
     connection = psycopg.connect(conninfo, autocommit=True, cursor_factory=psycopg.RawCursor)
     try:
         connection.execute(_SETTINGS)
+        # The log's own schema alone, so that the database's own functions and operators are looked for first: others
+        # of the same names could say what they like.
+        for (schema,) in connection.execute(_SCHEMA).fetchall():
+            connection.execute(f"SET search_path = {schema}".encode())
         yield connection
     finally:
         connection.close()
-
-
-@contextlib.contextmanager
-def _told_as_log_errors() -> Iterator[None]:
-    try:
-        yield
-    except psycopg.OperationalError as error:
-        raise LogUnavailable(f"the database cannot be reached: {error}") from error
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-        raise LogError("the database has no log yet, or an older one: run `minutebook migrate`") from error
-    except psycopg.Error as error:
-        raise LogError(f"the database refused to be read: {error.diag.message_primary or error}") from error
 
 
 def _position(found: list[tuple[Any, ...]]) -> int:
@@ -408,6 +413,13 @@ def _of_head(head: list[tuple[int, str]], last: list[tuple[int, str]]) -> Iterat
         yield Finding(told + 1, found, "head", f"events stand behind {told}, which the head says is the last")
     elif found_at is not None and found_at != told_at:
         yield Finding(found, found, "head", "the head was not moved when the last event was recorded")
+
+
+def _out_of_order(snapshot: _Snapshot) -> Iterator[Finding]:
+    """Events at positions before the first, which only the table's constraints keep out, or at none."""
+    [(count, first, last)] = snapshot.fetch(rows.OUT_OF_ORDER)
+    if count:
+        yield Finding(first, last, "position", "an event stands before position 1, or at none")
 
 
 def _told_elsewhere(snapshot: _Snapshot) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ hashed by who asked, by the processor's own instructions, which the embedded Pos
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from sqlalchemy.dialects.postgresql import BYTEA, aggregate_order_by
 from eventstore import merkle
 from eventstore.erasure import ERASED
 from eventstore.integrity.findings import Finding, runs
+from eventstore.integrity.tree import LEVELS
 from eventstore.statements import Statement, inline
 from eventstore.tables import checkpoints, commands, events, log_head, log_key, tree_hashes
 
@@ -66,11 +68,16 @@ def read_range(*, versions: bool) -> Statement:
         sa.select(
             sa.func.count(),
             _in_one_piece(_c.leaf_hash, "''::bytea"),
-            _in_one_piece(sa.func.timestamptz_send(_c.recorded_at, type_=BYTEA), "''::bytea"),
+            _in_one_piece(sa.func.timestamptz_send(_recorded_at(), type_=BYTEA), "''::bytea"),
             _in_one_piece(_entry(), r"'\x00'::bytea"),
             *(sa.func.array_agg(position).filter(failing[check]) for check in ROW_CHECKS),
         ).where(_c.position > _after, _c.position <= _through)
     )
+
+
+def _recorded_at() -> sa.ColumnElement[datetime]:
+    """The time; one that is missing, where its column was opened for that, is before all others."""
+    return sa.func.coalesce(_c.recorded_at, sa.literal_column("'-infinity'::timestamptz"))
 
 
 def _in_one_piece(value: sa.ColumnElement[bytes], between: str) -> sa.ColumnElement[bytes]:
@@ -144,9 +151,11 @@ def _erased() -> sa.Subquery:
 
 
 def _named() -> sa.Select[Any]:
+    """What was rightly erased in a range: what a later event names that does not itself say what was erased."""
     erased = _erased()
     in_range = erased.c.position.between(_after + _one, _through)
-    return sa.select(erased.c.position).where(in_range, erased.c.by > erased.c.position)
+    named = sa.select(erased.c.position).join(events, _c.position == erased.c.position)
+    return named.where(in_range, erased.c.by > erased.c.position, _c.type != inline(ERASED))
 
 
 def _not_emptied() -> sa.Select[Any]:
@@ -176,8 +185,7 @@ def _stray_commands() -> sa.Select[Any]:
 def _kept_hashes() -> sa.Select[Any]:
     """The kept hashes of subtrees that end in the range; of all levels, since those above the first are few."""
     c = tree_hashes.c
-    # Of the levels that hold anything there are at most eight: 256**8 leaves are more than positions can count.
-    levels = sa.func.generate_series(_one, sa.literal_column("7")).table_valued("level").render_derived()
+    levels = sa.func.generate_series(_one, sa.literal_column(str(LEVELS))).table_valued("level").render_derived()
     width = sa.cast(sa.func.power(sa.literal_column("256"), levels.c.level), sa.BigInteger)
     return sa.select(c.level, c.index, c.hash).where(
         c.level == sa.cast(levels.c.level, sa.SmallInteger),
@@ -188,7 +196,18 @@ def _kept_hashes() -> sa.Select[Any]:
 
 # Times as texts: Postgres has some that Python has not.
 HEAD = Statement(sa.select(log_head.c.position, sa.cast(log_head.c.recorded_at, sa.Text)))
-LAST = Statement(sa.select(_c.position, sa.cast(_c.recorded_at, sa.Text)).order_by(_c.position.desc()).limit(_one))
+LAST = Statement(
+    sa.select(_c.position, sa.cast(_c.recorded_at, sa.Text))
+    .where(_c.position > _zero)
+    .order_by(_c.position.desc())
+    .limit(_one)
+)
+# What no reader of ranges comes upon.
+OUT_OF_ORDER = Statement(
+    sa.select(sa.func.count(), sa.func.min(_c.position), sa.func.max(_c.position)).where(
+        sa.or_(_c.position <= _zero, _c.position.is_(None))
+    )
+)
 NEXT = Statement(sa.select(sa.func.min(_c.position)).where(_c.position > _after))
 LEAVES = Statement(
     sa.select(_c.position, _c.leaf_hash).where(_c.position > _after, _c.position <= _through).order_by(_c.position)

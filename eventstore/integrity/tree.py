@@ -16,6 +16,10 @@ from eventstore.transparency.tree import Frontier, node_hash
 
 # Of so many nodes of one level the next kept level has one.
 WIDTH = 256
+# The levels that hold anything: 256**8 leaves are more than positions can count.
+LEVELS = 7
+# The last position that there can be.
+_LAST = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,11 @@ class TreeInspection:
     def end(self) -> Iterator[Finding]:
         """What is found once all leaves were read: hashes of subtrees that are not there."""
         for level, index in sorted(self._kept_levels.items()):
-            leaves = WIDTH**level
-            if (index + 1) * leaves > self.size:
-                what = f"the tree was kept for {(index + 1) * leaves} events (level {level}), but it has {self.size}"
-                yield Finding(self.size + 1, (index + 1) * leaves, "tree", what)
+            if not 0 < level <= LEVELS:
+                yield Finding(None, None, "tree", f"a hash of level {level} is kept, where no tree has one")
+            elif (index + 1) * WIDTH**level > self.size:
+                what = f"the tree was kept up to subtree {index} of level {level}, but it has {self.size} events"
+                yield Finding(self.size + 1, min((index + 1) * WIDTH**level, _LAST), "tree", what)
 
     def _grow(self, leaf_hashes: Sequence[bytes], kept: Mapping[tuple[int, int], bytes]) -> Iterator[tuple[int, int]]:
         """Grows the tree; yields level and index of those subtrees whose kept hash is another, or is missing."""

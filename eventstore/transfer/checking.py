@@ -81,6 +81,10 @@ class _End(msgspec.Struct, forbid_unknown_fields=True):
     end: _Totals
 
 
+# Brackets in brackets in brackets are no error of the decoder's own.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 def _refuse_float(text: str) -> float:
     raise msgspec.DecodeError(f"{text} is a float, which has no canonical form")
 
@@ -99,7 +103,7 @@ def read_header(line: bytes) -> Header:
     """What the first line of a file says; raises `BadExport` if no log can be made of the file."""
     try:
         header = msgspec.json.decode(line, type=Header)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         raise BadExport("this is no export of a log: its first line does not say so") from None
     if header.minutebook != "export" or header.format != FORMAT:
         raise BadExport(f"this is no export of a log in format {FORMAT}")
@@ -237,7 +241,7 @@ class ExportCheck:
     def _decoded(self, decode: Callable[[bytes], T], line: bytes, what: str) -> T:
         try:
             return decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except _UNREADABLE:
             if not line.endswith(b"\n"):
                 what = f"{what}: it is cut off, or longer than any line of an export"
             raise self._bad(f"this is not {what}") from None

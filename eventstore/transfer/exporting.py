@@ -31,7 +31,7 @@ from psycopg import sql
 from sqlalchemy.dialects.postgresql import BYTEA, aggregate_order_by
 
 from eventstore.erasure import named_positions
-from eventstore.errors import LogError, LogUnavailable
+from eventstore.errors import LogError, database_errors
 from eventstore.merkle import rfc3339_sql, utf8
 from eventstore.statements import Statement, inline
 from eventstore.tables import checkpoints, events, log_head, log_key
@@ -43,6 +43,12 @@ FORMAT = 1
 PAGE = 2048
 _CONNECTIONS = 2
 _AHEAD = 3
+
+# Rows that a policy hides from this role would be missing in the file: better an error that says so.
+_SETTINGS = (
+    "SET jit = off; SET row_security = off; SET client_encoding = 'UTF8'; "
+    "SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0"
+)
 
 # Takes a part of the file.
 Write = Callable[[bytes], object]
@@ -105,6 +111,7 @@ class _Header(msgspec.Struct):
 
 
 class _Page(NamedTuple):
+    through: int
     lines: bytes
     leaves: bytes
     events: int
@@ -115,8 +122,8 @@ def export_log(
 ) -> Exported:
     """Writes the selected events as this log's own format, which can be imported if it is whole.
 
-    `progress(done, of)` counts positions. Raises `LogError` for a stretch that the log does not have, and
-    `LogUnavailable` when the database cannot be reached.
+    `progress(done, of)` counts positions. Raises `LogError` for a stretch that the log does not have, and where events
+    are missing in what should be whole; and `LogUnavailable` when the database cannot be reached.
     """
     with _snapshot(conninfo) as connections:
         part = _part(connections[0], selection)
@@ -127,6 +134,8 @@ def export_log(
             write(page.lines)
             count += page.events
             if tree is not None:
+                if count != page.through:
+                    raise LogError(f"the log has not all events up to {page.through}: `minutebook verify` says more")
                 tree.append(_root(page.leaves))
         root = None if tree is None else tree.root()
         write(_end(count, part.through, root))
@@ -159,21 +168,16 @@ class _Part(NamedTuple):
 @contextmanager
 def _snapshot(conninfo: str) -> Iterator[list[_Connection]]:
     """Connections that all see the database as it stands now, whatever is committed from now on."""
-    try:
-        with ExitStack() as stack:
-            first = _reading(stack, conninfo)
-            snapshot = str(first.execute("SELECT pg_export_snapshot()").fetchone()[0])  # type: ignore[index]
-            others = [_reading(stack, conninfo, snapshot) for _ in range(_CONNECTIONS - 1)]
-            yield [first, *others]
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-        raise LogError("the database has no log yet, or an older one: run `minutebook migrate`") from error
-    except psycopg.OperationalError as error:
-        raise LogUnavailable(f"the export lost the database: {error}") from error
+    with database_errors("the export"), ExitStack() as stack:
+        first = _reading(stack, conninfo)
+        snapshot = str(first.execute("SELECT pg_export_snapshot()").fetchone()[0])  # type: ignore[index]
+        others = [_reading(stack, conninfo, snapshot) for _ in range(_CONNECTIONS - 1)]
+        yield [first, *others]
 
 
 def _reading(stack: ExitStack, conninfo: str, snapshot: str | None = None) -> _Connection:
     connection = stack.enter_context(psycopg.connect(conninfo, autocommit=True, cursor_factory=psycopg.RawCursor))
-    connection.execute("SET jit = off")
+    connection.execute(_SETTINGS)
     stack.enter_context(connection.transaction())
     connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
     if snapshot is not None:
@@ -247,24 +251,26 @@ def _pages(
         idle.put(connection)
 
     def fetch(after: int) -> _Page:
-        values = {"after": after, "through": min(after + PAGE, part.through), **patterns}
+        through = min(after + PAGE, part.through)
+        values = {"after": after, "through": through, **patterns}
         connection = idle.get()
         try:
             cursor = connection.execute(statement.text, [values[name] for name in statement.names], binary=True)
             lines, leaves, count = cursor.fetchone() or (None, None, 0)
         finally:
             idle.put(connection)
-        return _Page(_bytes(lines), _bytes(leaves), int(str(count)))
+        return _Page(through, _bytes(lines), _bytes(leaves), int(str(count)))
 
     with ThreadPoolExecutor(len(connections)) as threads:
         ahead: deque[Future[_Page]] = deque()
         starts = range(part.after, part.through, PAGE)
         try:
-            for i, after in enumerate(starts):
+            for i in range(len(starts)):
                 ahead.extend(threads.submit(fetch, start) for start in starts[i + len(ahead) : i + _AHEAD])
-                yield ahead.popleft().result()
+                page = ahead.popleft().result()
+                yield page
                 if progress is not None:
-                    progress(min(after + PAGE, part.through) - part.after, part.through - part.after)
+                    progress(page.through - part.after, part.through - part.after)
         finally:
             for future in ahead:
                 future.cancel()

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import AddConstraint, CreateIndex, DropConstraint, DropIndex
 
 from eventstore.erasure import named_positions
-from eventstore.errors import LogError, LogUnavailable
+from eventstore.errors import LogError, database_errors
 from eventstore.filling import Filling
 from eventstore.grants import require_owner
 from eventstore.projection import Projection
@@ -131,21 +131,21 @@ class _Store:
 @contextmanager
 def _transaction(conninfo: str) -> Iterator[_Connection]:
     """A connection with an open transaction, in which the log is empty and nobody else can append."""
-    try:
-        with psycopg.connect(conninfo, autocommit=True, cursor_factory=psycopg.RawCursor) as connection:
-            _run(connection, "SET TIME ZONE 'UTC'", "SET jit = off", "SET lock_timeout = '10s'")
+    settings = "SET TIME ZONE 'UTC'; SET jit = off; SET lock_timeout = '10s'; SET statement_timeout = 0"
+    with (
+        database_errors("the import"),
+        psycopg.connect(conninfo, autocommit=True, cursor_factory=psycopg.RawCursor) as connection,
+    ):
+        _run(connection, settings)
+        try:
             with connection.transaction():
                 # An append locks this table first.
                 _run(connection, "LOCK TABLE log_head IN EXCLUSIVE MODE", "SET LOCAL synchronous_commit = on")
                 if _one(connection, _IS_BEGUN):
                     raise NotEmpty
                 yield connection
-    except psycopg.errors.LockNotAvailable as error:
-        raise LogError("somebody works on this log: stop the server, and import into an empty one") from error
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-        raise LogError("the database has no log yet, or an older one: run `minutebook migrate`") from error
-    except psycopg.OperationalError as error:
-        raise LogUnavailable(f"the import lost the database: {error}") from error
+        except psycopg.errors.LockNotAvailable as error:
+            raise LogError("somebody works on this log: stop the server, and import into an empty one") from error
 
 
 _IS_BEGUN = Statement(

@@ -181,7 +181,8 @@ class Checkpointer:
                 return self._interval
             await self._claim(session)
             age = await session.fetch(_AGE)
-            if age and age[0][0] < self._interval * 1000:
+            # One that is of the future tells of a clock that was set back, and would be waited for as long.
+            if age and 0 <= age[0][0] < self._interval * 1000:
                 return self._interval - float(age[0][0]) / 1000
             await self._sign(session)
             return self._interval

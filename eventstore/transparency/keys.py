@@ -14,7 +14,8 @@ def kept_key(given: str | None, data_dir: Path) -> SigningKey | None:
     if given is not None:
         return _parsed(given, "log_key")
     file = data_dir / KEY_FILE
-    return _parsed(file.read_text(), str(file)) if file.exists() else None
+    # What is no text is no key either.
+    return _parsed(file.read_text(errors="replace"), str(file)) if file.exists() else None
 
 
 def _parsed(text: str, place: str) -> SigningKey:

@@ -199,7 +199,7 @@ def _parse(text: str, what: str) -> tuple[str, bytes]:
 
 
 def _is_name(name: str) -> bool:
-    return bool(name) and "+" not in name and not any(character.isspace() or character < " " for character in name)
+    return bool(name) and not any(c == "+" or c.isspace() or _is_no_text(c) for c in name)
 
 
 def _check_name(name: str) -> None:
@@ -208,5 +208,10 @@ def _check_name(name: str) -> None:
 
 
 def _check_text(text: str) -> None:
-    if any((character < " " and character != "\n") or "\ud800" <= character <= "\udfff" for character in text):
+    if any(_is_no_text(character) and character != "\n" for character in text):
         raise BadNote("a note holds no control characters")
+
+
+def _is_no_text(character: str) -> bool:
+    """Whether this is a control character, or a surrogate, which UTF-8 has no form for."""
+    return character < " " or "\ud800" <= character <= "\udfff"

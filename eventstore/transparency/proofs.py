@@ -14,6 +14,7 @@ hash. The leaf's hash follows from it, as `eventstore.merkle` tells.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,8 +55,10 @@ class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def parse(cls, text: bytes) -> Self:
         """The opening that a JSON text tells, however it is spaced; raises `BadProof`."""
         try:
-            return msgspec.json.decode(text, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            opening = msgspec.json.decode(text, type=cls)
+            json.loads(text, object_pairs_hook=_each_once)
+            return opening
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise BadProof(f"this is no opened event: {error}") from None
 
     def json(self) -> bytes:
@@ -66,12 +69,16 @@ class Opening(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The hash of the leaf that this event is; raises `BadProof` for what no event can be."""
         try:
             salt, recorded_at = bytes.fromhex(self.salt), datetime.fromisoformat(self.recorded_at)
+            time = merkle.rfc3339(recorded_at)
             data, metadata = canonical.encode(self.data), canonical.encode(self.metadata)
-        except (ValueError, InvalidEvent) as error:
+        except (ValueError, OverflowError, InvalidEvent) as error:
             raise BadProof(f"this is no event of the log: {error}") from None
         # Nothing may break out of its place in the entry, or else one leaf could be told as two events.
-        if recorded_at.tzinfo is None or not all(map(merkle.NAME_PATTERN.fullmatch, (self.stream, self.type))):
-            raise BadProof("this is no event of the log: its stream, type or time cannot be one's")
+        if not all(map(merkle.NAME_PATTERN.fullmatch, (self.stream, self.type))):
+            raise BadProof("this is no event of the log: its stream or type cannot be one's")
+        # What is read as the same would be shown as it stands here, and is not what was recorded.
+        if (self.salt, self.recorded_at) != (salt.hex(), time):
+            raise BadProof("this is no event of the log: its salt or time is not written as the log writes it")
         entry = merkle.entry(
             position=self.position,
             stream=self.stream,
@@ -123,6 +130,12 @@ class Proof:
         if not tree.verify_inclusion(leaf, self.index, size, self.hashes, checkpoint.root):
             raise BadProof("the proof does not hold: this is not what the log has recorded there")
         return checkpoint
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    # Of a key that stands there twice people may read the one value, while the other is checked.
+    if len(dict(pairs)) < len(pairs):
+        raise BadProof("this is no opened event: a key stands in it twice")
 
 
 def _hashes(lines: list[str]) -> Iterator[bytes]:

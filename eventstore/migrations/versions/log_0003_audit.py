@@ -96,6 +96,10 @@ def _allow_erasure() -> None:
         END $$
         """
     )
+    # The session's own search path begins with its temporary tables: one called `events` would name any position.
+    schema = op.get_bind().execute(sa.text("SELECT quote_ident(current_schema())")).scalar_one()
+    for function in ("events_refuse_change", "events_check_erasure"):
+        op.execute(f"ALTER FUNCTION {function}() SET search_path = {schema}, pg_temp")
     op.execute(
         """
         CREATE TRIGGER events_erasure AFTER UPDATE ON events
