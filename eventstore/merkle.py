@@ -13,6 +13,7 @@ Stream names and types are of `NAME_PATTERN`, so they need no escaping inside th
 
 from __future__ import annotations
 
+import functools
 import re
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -71,25 +72,25 @@ def entry_sql(
     data_hash: sa.ColumnElement[bytes],
 ) -> sa.ColumnElement[bytes]:
     """`entry` as an SQL expression; `metadata` as text, `recorded_at` by `rfc3339_sql`."""
-    return utf8(
-        sa.func.concat(
-            inline('{"data_hash":"'),
-            sa.func.encode(data_hash, inline("hex")),
-            inline('","metadata":'),
-            metadata,
-            inline(',"position":'),
-            position,
-            inline(',"recorded_at":"'),
-            recorded_at,
-            inline('","stream":"'),
-            stream,
-            inline('","type":"'),
-            event_type,
-            inline('","version":'),
-            version,
-            inline("}"),
-        )
+    # `||` in place of concat(), which looks up how to print each of its arguments each time.
+    parts = (
+        inline('{"data_hash":"'),
+        sa.func.encode(data_hash, inline("hex"), type_=sa.Text),
+        inline('","metadata":'),
+        metadata,
+        inline(',"position":'),
+        sa.cast(position, sa.Text),
+        inline(',"recorded_at":"'),
+        recorded_at,
+        inline('","stream":"'),
+        stream,
+        inline('","type":"'),
+        event_type,
+        inline('","version":'),
+        sa.cast(version, sa.Text),
+        inline("}"),
     )
+    return utf8(functools.reduce(lambda left, right: left.op("||")(right), parts))
 
 
 def data_hash_sql(salt: sa.ColumnElement[bytes], data: sa.ColumnElement[str]) -> sa.ColumnElement[bytes]:

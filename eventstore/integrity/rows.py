@@ -69,7 +69,8 @@ def read_range(*, versions: bool) -> Statement:
             sa.func.count(),
             _in_one_piece(_c.leaf_hash, "''::bytea"),
             _in_one_piece(sa.func.timestamptz_send(_recorded_at(), type_=BYTEA), "''::bytea"),
-            _in_one_piece(_entry(), r"'\x00'::bytea"),
+            # What lacks a part has no entry, which is the leaf of nothing.
+            _in_one_piece(sa.func.coalesce(_entry(), sa.literal_column("''::bytea")), r"'\x00'::bytea"),
             *(sa.func.array_agg(position).filter(failing[check]) for check in ROW_CHECKS),
         ).where(_c.position > _after, _c.position <= _through)
     )
