@@ -7,6 +7,7 @@ tables and builds statements here, and `eventstore.connection` runs their text.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import psycopg
@@ -17,15 +18,29 @@ _dialect = psycopg.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyp
 
 
 class Statement:
-    """A statement's text with `$1`-style placeholders; `names` are those of its parameters, in their order."""
+    """A statement's text with `$1`-style placeholders; `names` are those of its parameters, in their order.
 
-    __slots__ = ("_constants", "names", "text")
+    It is compiled when it is first used: there are many, and a command of the line needs a few of them.
+    """
+
+    __slots__ = ("_constants", "_element", "names", "text")
+
+    _constants: dict[str, bytes]
+    names: list[str]
+    text: str
 
     def __init__(self, element: sa.ClauseElement) -> None:
-        compiled = element.compile(dialect=_dialect)
-        self.text = str(compiled)
-        self.names: list[str] = list(getattr(compiled, "positiontup", None) or ())
+        self._element = element
+
+    def __getattr__(self, name: str) -> Any:
+        """Fills the slots; once they are filled, nobody comes by here."""
+        if name not in ("_constants", "names", "text"):
+            raise AttributeError(name)
+        compiled = self._element.compile(dialect=_dialect)
+        self.names = list(getattr(compiled, "positiontup", None) or ())
         self._constants = {name: scalar(value) for name, value in compiled.params.items() if value is not None}
+        self.text = str(compiled)
+        return getattr(self, name)
 
     def bind(self, values: Mapping[str, object]) -> list[bytes]:
         """The parameters in their binary form, in the order of the placeholders; raises KeyError if one is missing."""

@@ -108,7 +108,7 @@ def database(cluster: str, minutes: Minutes) -> Iterator[str]:
     """A copy of those minutes; its connection string."""
     name = "minutes_tampered_with"
     with tables.connect(cluster) as connection:
-        tables.run(connection, "CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY", name, minutes.name)
+        tables.run(connection, "CREATE DATABASE {} TEMPLATE {}", name, minutes.name)
     yield make_conninfo(cluster, dbname=name)
     with tables.connect(cluster) as connection:
         tables.run(connection, "DROP DATABASE {} WITH (FORCE)", name)
@@ -276,7 +276,7 @@ def _text(column: str) -> str:
 def shared(cluster: str, minutes: Minutes) -> Iterator[str]:
     """A copy for the many examples of a property, each of which cleans up."""
     with tables.connect(cluster) as connection:
-        tables.run(connection, "CREATE DATABASE minutes_shared TEMPLATE {} STRATEGY FILE_COPY", minutes.name)
+        tables.run(connection, "CREATE DATABASE minutes_shared TEMPLATE {}", minutes.name)
     yield make_conninfo(cluster, dbname="minutes_shared")
     with tables.connect(cluster) as connection:
         tables.run(connection, "DROP DATABASE minutes_shared WITH (FORCE)")

@@ -604,7 +604,7 @@ def test_the_minutes_are_right(database: str) -> None:
         OnThisDatabase,
         settings=settings(
             deadline=None,
-            max_examples=16,
+            max_examples=12,
             stateful_step_count=50,
             suppress_health_check=list(HealthCheck),
             # A conversation takes a second, so to shorten one takes minutes: for those who look into a failure,
