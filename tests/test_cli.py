@@ -224,12 +224,25 @@ async def test_tail_shows_what_is_wanted_and_nothing_else(
     assert [json.loads(line)["position"] for line in b"".join(written).splitlines()] == positions
 
 
-def test_tail_s_options_choose_what_is_shown(database: str, minutes: list[RecordedEvent]) -> None:
-    options = ["--since", "3", "--type", "ChannelCreated", "--type", "UsernameClaimed"]
-    stream = minutes[5].stream
+Positions = Callable[..., list[int]]
 
-    assert [event["position"] for event in tail(*options, database_url=database)] == [4, 6]
-    assert [event["position"] for event in tail(*options, "--stream", stream, database_url=database)] == [6]
+
+@pytest.fixture
+def positions(database: str, capsys: pytest.CaptureFixture[str]) -> Positions:
+    """The positions of what `tail` with some options prints, run in this process."""
+
+    def run(*options: str) -> list[int]:
+        assert cli.run(["tail", *options, "--database-url", database], _must_not_run) == 0
+        return [json.loads(line)["position"] for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def test_tail_s_options_choose_what_is_shown(minutes: list[RecordedEvent], positions: Positions) -> None:
+    options = ["--since", "3", "--type", "ChannelCreated", "--type", "UsernameClaimed"]
+
+    assert positions(*options) == [4, 6]
+    assert positions(*options, "--stream", minutes[5].stream) == [6]
 
 
 @pytest.mark.gen_test
@@ -259,13 +272,14 @@ async def test_tail_shows_erased_data_as_null(log: EventLog, minutes: list[Recor
     assert shown["data"] is None
 
 
-def test_tail_begins_behind_a_time(database: str, minutes: list[RecordedEvent], log: EventLog, io_loop: IOLoop) -> None:
+def test_tail_begins_behind_a_time(
+    minutes: list[RecordedEvent], log: EventLog, io_loop: IOLoop, positions: Positions
+) -> None:
     on_loop(io_loop, lambda: log.append(StreamWrite("new", [FACT]), context=CONTEXT))
-    at = minutes[6].recorded_at
 
-    assert [event["position"] for event in tail("--since", at.isoformat(), database_url=database)] == [8, 9]
-    assert [event["position"] for event in tail("--since", "1d", database_url=database)] == list(range(1, 10))
-    assert tail("--since", "0s", database_url=database) == []
+    assert positions("--since", minutes[6].recorded_at.isoformat()) == [8, 9]
+    assert positions("--since", "1d") == list(range(1, 10))
+    assert positions("--since", "0s") == []
 
 
 def test_people_read_lines_with_names_and_nothing_that_their_terminal_would_obey(
@@ -369,7 +383,7 @@ def test_where_there_is_no_log_a_tool_says_so_and_makes_none(command: str, tmp_p
 # migrate and replay
 
 
-def test_migrate_makes_the_tables_once(cluster: str, tmp_path: Path) -> None:
+def test_migrate_makes_the_tables_once(cluster: str) -> None:
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute("CREATE DATABASE to_be_migrated")
     database = make_conninfo(cluster, dbname="to_be_migrated")
@@ -381,7 +395,6 @@ def test_migrate_makes_the_tables_once(cluster: str, tmp_path: Path) -> None:
     assert "log_0001" in first.stderr
     assert "models_0001" in first.stderr
     assert second.stderr == "nothing to do\n"
-    assert tail(database_url=database) == []
 
 
 def test_replay_makes_every_answer_anew_beside_a_running_server(start_server: StartServer, database: str) -> None:
