@@ -29,6 +29,9 @@ install: $(RUN_STAMP) ## make .venv with what the server needs
 run: $(RUN_STAMP) ## start the server (options: make run ARGS="--port 9000")
 	@exec $(BIN)/minutebook serve $(ARGS)
 
+# The tests start some hundred processes of ours: without its bytecode, each compiles all modules anew.
+test quick: export PYTHONDONTWRITEBYTECODE :=
+
 test: check $(JAVASCRIPT_STAMP) ## run the checks and all tests
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
