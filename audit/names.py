@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chat.names import ERASED_NAME
 from eventstore.reader import Reader
 from projections.accounts import Accounts
 from projections.cache import Cache
@@ -13,7 +14,7 @@ _ACCOUNTS = frozenset({"account_id", "sender_id", "recipient_id", "creator_id", 
 
 def erased(account_id: int) -> str:
     """What stands for the name of an account that was erased, as in the answers of the API."""
-    return f"(erased account {account_id})"
+    return str(account_id).join(ERASED_NAME)
 
 
 class Names:

@@ -17,6 +17,9 @@ ANNOUNCE = "announce"
 
 CHANNEL_NAME_LENGTH = 64
 
+# What stands for the name of an account that was erased, around its id: longer than a username may be.
+ERASED_NAME = ("(erased account ", ")")
+
 
 def safe_name(name: str) -> str:
     """The form by which names are compared (contract, "One world behind both")."""

@@ -93,6 +93,20 @@ def entry_sql(
     return utf8(functools.reduce(lambda left, right: left.op("||")(right), parts))
 
 
+def recorded_entry_sql(recorded: sa.FromClause) -> sa.ColumnElement[bytes]:
+    """The entry of rows that have the log's columns; a digest that was kept counts only where the data was erased."""
+    c = recorded.c
+    return entry_sql(
+        position=c.position,
+        stream=c.stream,
+        version=c.version,
+        event_type=c.type,
+        metadata=sa.cast(c.metadata, sa.Text),
+        recorded_at=rfc3339_sql(c.recorded_at),
+        data_hash=sa.case((c.data.is_(None), c.data_hash), else_=data_hash_sql(c.salt, sa.cast(c.data, sa.Text))),
+    )
+
+
 def data_hash_sql(salt: sa.ColumnElement[bytes], data: sa.ColumnElement[str]) -> sa.ColumnElement[bytes]:
     """`data_hash` as an SQL expression; `data` as text."""
     return sa.func.sha256(salt.op("||")(utf8(data)), type_=BYTEA)

@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from chat.commands import Channel
-from chat.names import ANNOUNCE
+from chat.names import ANNOUNCE, ERASED_NAME
 from eventstore.erasure import named_positions
 from eventstore.projection import Change, Projection, Source, number, text
 from eventstore.reader import Reader
@@ -91,8 +91,8 @@ def username(account_id: sa.ColumnElement[int]) -> sa.ScalarSelect[str]:
 
     A join would leave it to the planner's guess of the rows whether all accounts are read for fifty messages.
     """
-    # Longer than a username may be.
-    erased = sa.func.concat(inline("(erased account "), accounts.c.account_id, inline(")"))
+    before, behind = map(inline, ERASED_NAME)
+    erased = sa.func.concat(before, accounts.c.account_id, behind)
     name = sa.func.coalesce(accounts.c.username, erased)
     return sa.select(name).where(accounts.c.account_id == account_id).scalar_subquery()
 

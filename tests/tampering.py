@@ -12,7 +12,7 @@ from eventstore import merkle
 from tests import tables
 
 _GUARDS = {"events": ("events_immutable", "events_erasure"), "checkpoints": ("checkpoints_immutable",)}
-_COLUMNS = "position, stream, version, type, data::text, metadata::text, recorded_at, salt, data_hash"
+COLUMNS = "position, stream, version, type, data::text, metadata::text, recorded_at, salt, data_hash"
 
 
 class Tampering:
@@ -61,8 +61,8 @@ class Tampering:
 
     def hash_anew(self, position: int) -> None:
         """Gives an event the leaf hash that it should have as it stands now."""
-        [row] = tables.rows(self.connection, f"SELECT {_COLUMNS} FROM events WHERE position = %(p)s", p=position)
-        self.change(position, leaf_hash=_leaf_hash(*row))
+        [row] = tables.rows(self.connection, f"SELECT {COLUMNS} FROM events WHERE position = %(p)s", p=position)
+        self.change(position, leaf_hash=leaf_hash_of(*row))
 
     def forget_checkpoints(self) -> None:
         """Deletes what was kept of the tree."""
@@ -83,9 +83,10 @@ def tampering(database: str) -> Iterator[Tampering]:
                 tables.run(connection, "ALTER TABLE {} ENABLE ALWAYS TRIGGER {}", table, trigger)
 
 
-def _leaf_hash(
+def leaf_hash_of(
     position: int, stream: str, version: int, kind: str, data: str | None, metadata: str, at: Any, salt: Any, kept: Any
 ) -> bytes:
+    """The leaf hash that an event should have, from a row of `COLUMNS`."""
     return merkle.leaf_hash(
         merkle.entry(
             position=position,

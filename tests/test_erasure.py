@@ -21,7 +21,6 @@ from chat.events import Erased, MessageSent
 from chat.moderation import Moderation
 from chat.names import BOT_ID, BOT_NAME
 from chat.refusals import Malformed, Reason, Refused
-from eventstore import merkle
 from eventstore.erasure import scrub
 from eventstore.errors import LogError
 from eventstore.events import Context, RecordedEvent, StreamWrite
@@ -35,6 +34,7 @@ from tests import tables
 from tests.conftest import OPERATOR, until
 from tests.listeners import Chat, own_chat
 from tests.servers import Server
+from tests.tampering import COLUMNS, leaf_hash_of
 
 PASSWORD = "Passw0rd!"
 NAME = "Zebediah Quux"
@@ -68,24 +68,8 @@ async def refused(doing: object) -> Reason:
 def hashes_hold(database: str) -> bool:
     """Whether every leaf hash follows from its event, by the kept digest where the data is erased."""
     with tables.connect(database) as connection:
-        found = tables.rows(
-            connection,
-            "SELECT position, stream, version, type, metadata::text, recorded_at, data::text, salt, data_hash, "
-            "leaf_hash FROM events",
-        )
-    for position, stream, version, kind, metadata, recorded_at, data, salt, kept, leaf in found:
-        entry = merkle.entry(
-            position=position,
-            stream=stream,
-            version=version,
-            event_type=kind,
-            metadata=metadata.encode(),
-            recorded_at=recorded_at,
-            data_hash=kept if data is None else merkle.data_hash(salt, data.encode()),
-        )
-        if merkle.leaf_hash(entry) != leaf:
-            return False
-    return bool(found)
+        found = tables.rows(connection, f"SELECT leaf_hash, {COLUMNS} FROM events")
+    return bool(found) and all(leaf_hash_of(*row) == leaf for leaf, *row in found)
 
 
 def places_of(database: str, *words: str) -> list[str]:

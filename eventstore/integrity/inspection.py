@@ -29,6 +29,7 @@ from eventstore.integrity.findings import Finding, runs
 from eventstore.integrity.guards import Guards
 from eventstore.integrity.tree import WIDTH, KeptCheckpoint, TreeInspection
 from eventstore.merkle import leaf_hash
+from eventstore.snapshot import share_snapshot
 from eventstore.statements import Statement
 from eventstore.transparency.checkpoints import Checkpoint
 from eventstore.transparency.notes import BadKey, BadNote, VerifierKey
@@ -338,14 +339,9 @@ class _Snapshot:
     def of(cls, conninfo: str) -> Iterator[Self]:
         """Opens the connections for as long as they are needed; tells errors of the database as the log's."""
         with database_errors("the inspection"), contextlib.ExitStack() as stack:
-            first, *others = (stack.enter_context(_connect(conninfo)) for _ in range(CONNECTIONS))
-            begin = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
-            first.execute(begin)
-            [(name,)] = first.execute("SELECT pg_export_snapshot()").fetchall()
-            for other in others:
-                other.execute(begin)
-                other.execute(f"SET TRANSACTION SNAPSHOT '{name}'".encode())
-            yield cls([first, *others])
+            connections = [stack.enter_context(_connect(conninfo)) for _ in range(CONNECTIONS)]
+            share_snapshot(connections)
+            yield cls(connections)
 
     def fetch(self, statement: Statement, **values: object) -> list[tuple[Any, ...]]:
         """All rows of the statement, on a connection that is free by now."""

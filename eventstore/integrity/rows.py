@@ -64,13 +64,14 @@ def read_range(*, versions: bool) -> Statement:
         "remains": _remains(),
     }
     position = aggregate_order_by(_c.position, _c.position)
+    # What lacks a part has no entry, which is the leaf of nothing.
+    entry = sa.func.coalesce(merkle.recorded_entry_sql(events), sa.literal_column("''::bytea"))
     return Statement(
         sa.select(
             sa.func.count(),
             _in_one_piece(_c.leaf_hash, "''::bytea"),
             _in_one_piece(sa.func.timestamptz_send(_recorded_at(), type_=BYTEA), "''::bytea"),
-            # What lacks a part has no entry, which is the leaf of nothing.
-            _in_one_piece(sa.func.coalesce(_entry(), sa.literal_column("''::bytea")), r"'\x00'::bytea"),
+            _in_one_piece(entry, r"'\x00'::bytea"),
             *(sa.func.array_agg(position).filter(failing[check]) for check in ROW_CHECKS),
         ).where(_c.position > _after, _c.position <= _through)
     )
@@ -84,20 +85,6 @@ def _recorded_at() -> sa.ColumnElement[datetime]:
 def _in_one_piece(value: sa.ColumnElement[bytes], between: str) -> sa.ColumnElement[bytes]:
     separator: sa.ColumnElement[bytes] = sa.literal_column(between)
     return sa.func.string_agg(value, aggregate_order_by(separator, _c.position), type_=BYTEA)
-
-
-def _entry() -> sa.ColumnElement[bytes]:
-    """The entry that the row has. A digest that was kept counts for nothing where there is data."""
-    data_hash = merkle.data_hash_sql(_c.salt, sa.cast(_c.data, sa.Text))
-    return merkle.entry_sql(
-        position=_c.position,
-        stream=_c.stream,
-        version=_c.version,
-        event_type=_c.type,
-        metadata=sa.cast(_c.metadata, sa.Text),
-        recorded_at=merkle.rfc3339_sql(_c.recorded_at),
-        data_hash=sa.case((_c.data.is_(None), _c.data_hash), else_=data_hash),
-    )
 
 
 def _no_predecessor() -> sa.ColumnElement[bool]:

@@ -27,12 +27,12 @@ from urllib.parse import quote
 import msgspec
 import psycopg
 import sqlalchemy as sa
-from psycopg import sql
 from sqlalchemy.dialects.postgresql import BYTEA, aggregate_order_by
 
 from eventstore.erasure import named_positions
 from eventstore.errors import LogError, database_errors
 from eventstore.merkle import rfc3339_sql, utf8
+from eventstore.snapshot import share_snapshot
 from eventstore.statements import Statement, inline
 from eventstore.tables import checkpoints, events, log_head, log_key
 from eventstore.transparency.tree import Frontier
@@ -169,20 +169,14 @@ class _Part(NamedTuple):
 def _snapshot(conninfo: str) -> Iterator[list[_Connection]]:
     """Connections that all see the database as it stands now, whatever is committed from now on."""
     with database_errors("the export"), ExitStack() as stack:
-        first = _reading(stack, conninfo)
-        snapshot = str(first.execute("SELECT pg_export_snapshot()").fetchone()[0])  # type: ignore[index]
-        others = [_reading(stack, conninfo, snapshot) for _ in range(_CONNECTIONS - 1)]
-        yield [first, *others]
-
-
-def _reading(stack: ExitStack, conninfo: str, snapshot: str | None = None) -> _Connection:
-    connection = stack.enter_context(psycopg.connect(conninfo, autocommit=True, cursor_factory=psycopg.RawCursor))
-    connection.execute(_SETTINGS)
-    stack.enter_context(connection.transaction())
-    connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-    if snapshot is not None:
-        connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
-    return connection
+        connections: list[_Connection] = [
+            stack.enter_context(psycopg.connect(conninfo, autocommit=True, cursor_factory=psycopg.RawCursor))
+            for _ in range(_CONNECTIONS)
+        ]
+        for connection in connections:
+            connection.execute(_SETTINGS)
+        share_snapshot(connections)
+        yield connections
 
 
 _HEAD = Statement(sa.select(log_head.c.position))

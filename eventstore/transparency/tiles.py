@@ -204,20 +204,4 @@ def _keep() -> Statement:
 
 
 _KEEP = _keep()
-
-
-def _entries() -> Statement:
-    c = events.c
-    entry = merkle.entry_sql(
-        position=c.position,
-        stream=c.stream,
-        version=c.version,
-        event_type=c.type,
-        metadata=sa.cast(c.metadata, sa.Text),
-        recorded_at=merkle.rfc3339_sql(c.recorded_at),
-        data_hash=sa.func.coalesce(c.data_hash, merkle.data_hash_sql(c.salt, sa.cast(c.data, sa.Text)), type_=BYTEA),
-    )
-    return Statement(sa.select(entry).where(_LEAF_RANGE).order_by(c.position))
-
-
-_ENTRIES = _entries()
+_ENTRIES = Statement(sa.select(merkle.recorded_entry_sql(events)).where(_LEAF_RANGE).order_by(events.c.position))
