@@ -14,15 +14,15 @@ import os
 import resource
 import secrets
 import signal
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import Any, cast
 
 import structlog
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 import projections
@@ -52,6 +52,8 @@ from handlers.services import Services
 from handlers.serving import make_server
 from handlers.sockets.audit_stream import AuditStream
 from handlers.sockets.chat import ChatSockets, Options
+from http1.proxies import Proxies
+from http1.server import HttpServer, Parser, tls_context
 from projections.models import ReadModels
 from projections.reading import Reading
 from realtime.server import Server as SocketServer
@@ -88,6 +90,7 @@ async def serve(settings: Settings) -> None:
             make_data_dir(settings.data_dir)
         stack.enter_context(_only_server_in(settings.data_dir))
         _raise_descriptor_limit()
+        tls = _tls(settings)
         sockets = stack.enter_context(_listening_sockets(settings))
         secret = settings.secret.encode() if settings.secret else _kept_secret(settings.data_dir / "secret")
 
@@ -149,7 +152,13 @@ async def serve(settings: Settings) -> None:
             ci_key=settings.ci_key,
         )
         chat.serve(services)
-        server = make_server(make_app(services, realtime.routes(_PATH)), realtime.door(_PATH))
+        server = make_server(
+            make_app(services, realtime.routes(_PATH)),
+            realtime.door(_PATH),
+            parser=cast(Parser, settings.http_parser),
+            tls=tls,
+            proxies=Proxies(settings.trusted_proxies),
+        )
         # Whoever reads the line that the server listens finds it ready; without LISTEN it would only be slower.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LISTENING_SECONDS):
@@ -193,7 +202,19 @@ async def _run_until(
         await asyncio.gather(stop, *tasks, return_exceptions=True)
 
 
-async def _wind_down(server: HTTPServer, services: Services, chat: ChatSockets) -> None:
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    """What connections are encrypted by, if they are."""
+    if settings.tls_certificate is None:
+        if settings.tls_key is not None:
+            raise CommandFailed("tls_key: there is no tls_certificate that it belongs to")
+        return None
+    try:
+        return tls_context(settings.tls_certificate, settings.tls_key)
+    except OSError as error:
+        raise CommandFailed(f"cannot serve HTTPS by {settings.tls_certificate}: {error.strerror or error}") from error
+
+
+async def _wind_down(server: HttpServer, services: Services, chat: ChatSockets) -> None:
     """Tells the listeners, takes no more connections, lets what is in flight end, and closes what is left."""
     try:
         async with asyncio.timeout(_GRACE_SECONDS):
@@ -222,8 +243,9 @@ def _raise_descriptor_limit() -> None:
 def _say_hello(settings: Settings, sockets: Sequence[socket]) -> None:
     address, port, *_ = sockets[0].getsockname()
     host = f"[{address}]" if ":" in address else address
+    scheme = "http" if settings.tls_certificate is None else "https"
     _log.info(
-        f"Minutebook listens on http://{host}:{port} - Ctrl-C or SIGTERM stops it",
+        f"Minutebook listens on {scheme}://{host}:{port} - Ctrl-C or SIGTERM stops it",
         data=str(settings.data_dir.absolute()),
         database="external" if settings.database_url else "embedded",
         pid=os.getpid(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,18 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _networks(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(ip_network(name, strict=False)) for name in _names(text))
+    except ValueError as error:
+        raise ValueError(f"must be addresses or networks, such as 10.0.0.0/8: {error}") from None
+
+
 def _path(text: str) -> Path:
-    return Path(_text(text)).expanduser()
+    try:
+        return Path(_text(text)).expanduser()
+    except RuntimeError:
+        raise ValueError(f"begins with the home of nobody here: {text!r}") from None
 
 
 def _database_url(text: str) -> str:
@@ -98,6 +109,21 @@ class Settings:
 
     port: int = _field(8080, "TCP port to listen on; 0 picks a free one", whole(0, 65535))
     address: str = _field("127.0.0.1", "address to listen on; 0.0.0.0 for all", _text)
+    http_parser: str = _field(
+        "httptools",
+        "what parses HTTP: httptools, which is fast, or tornado, its own parser in Python",
+        choice("httptools", "tornado"),
+    )
+    tls_certificate: Path | None = _field(
+        None, "certificate file (PEM, with those that lead to its root) to serve HTTPS by in place of HTTP", _path
+    )
+    tls_key: Path | None = _field(None, "file of the certificate's key, if it is not in the same file", _path)
+    trusted_proxies: tuple[str, ...] = _field(
+        (),
+        "addresses and networks, separated by commas, of proxies whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed",
+        _networks,
+    )
     data_dir: Path = _field(Path("minutebook-data"), "folder for the server's secret and the embedded Postgres", _path)
     database_url: str | None = _field(
         None, "PostgreSQL 15 or later to use in place of the embedded one", _database_url, secret=True

@@ -13,17 +13,19 @@ import pytest
 import tornado.test
 from hypothesis import given
 from hypothesis import strategies as st
-from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 from tornado.testing import bind_unused_port
 from tornado.web import Application
 
-from handlers import serving
+from handlers.serving import LIMITS
+from http1.limits import Limits as HttpLimits
+from http1.server import HttpServer
 from realtime import door
 from realtime.door import Door, recognise
 from realtime.engine import Limits
 from tests.conformance.engine import PATH, Echo
 from tests.conftest import until
+from tests.fronts import make_server
 from tests.wire import TEXT, Place, Rejected, WebSocket, Wire, frame, own_wire
 
 PATHS = ("/engine.io", "/engine.io/")
@@ -112,7 +114,7 @@ class House:
 
     echo: Echo
     door: Door
-    server: HTTPServer
+    server: HttpServer
     place: Place
 
     @property
@@ -125,10 +127,10 @@ def wire(io_loop: IOLoop) -> Iterator[Wire]:
     yield from own_wire(io_loop)
 
 
-def open_house(io_loop: IOLoop, application: Application | None = None) -> Iterator[House]:
+def open_house(io_loop: IOLoop, application: Application | None = None, limits: HttpLimits = LIMITS) -> Iterator[House]:
     echo = Echo(Limits())
     entrance = Door(echo.engine, PATH)
-    server = serving.make_server(application or echo.application(), entrance)
+    server = make_server(application or echo.application(), entrance, limits=limits)
     listening, port = bind_unused_port()
     server.add_socket(listening)
     yield House(echo, entrance, server, Place(port, PATH))
@@ -149,7 +151,7 @@ def only_door(io_loop: IOLoop) -> Iterator[House]:
 
 @pytest.fixture
 def no_door(io_loop: IOLoop) -> Iterator[Place]:
-    server = serving.make_server(Echo(Limits()).application())
+    server = make_server(Echo(Limits()).application())
     listening, port = bind_unused_port()
     server.add_socket(listening)
     yield Place(port, PATH)
@@ -249,31 +251,26 @@ async def test_an_engine_that_closes_lets_nobody_in(wire: Wire, house: House) ->
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch, io_loop: IOLoop) -> Iterator[House]:
     monkeypatch.setattr(door, "SILENT_SECONDS", 0.05)
-    monkeypatch.setattr(serving, "IDLE_SECONDS", 0.3)
-    monkeypatch.setattr(serving, "_LOOK_EVERY", 0.05)
+    yield from open_house(io_loop, limits=HttpLimits(idle=0.3, head=0.3, tick=0.05))
 
 
 @pytest.mark.gen_test
-async def test_a_silent_client_is_handed_to_the_http_server_which_ends_it(
-    impatient: None, wire: Wire, house: House
-) -> None:
-    reader, _ = await wire.connect(house.place.port)
-    await until(lambda: house.silent)
-    await until(lambda: not house.silent)
+async def test_a_silent_client_is_handed_to_the_http_server_which_ends_it(wire: Wire, impatient: House) -> None:
+    reader, _ = await wire.connect(impatient.place.port)
+    await until(lambda: impatient.silent)
+    await until(lambda: not impatient.silent)
 
     async with asyncio.timeout(8):
         assert await reader.read() == b""
 
 
 @pytest.mark.gen_test
-async def test_a_client_that_speaks_late_is_served_by_the_http_server(
-    impatient: None, wire: Wire, house: House
-) -> None:
-    connections = [await wire.connect(house.place.port) for _ in range(3)]
-    await until(lambda: house.silent == 3)
-    await until(lambda: not house.silent)
+async def test_a_client_that_speaks_late_is_served_by_the_http_server(wire: Wire, impatient: House) -> None:
+    connections = [await wire.connect(impatient.place.port) for _ in range(3)]
+    await until(lambda: impatient.silent == 3)
+    await until(lambda: not impatient.silent)
 
     for reader, writer in connections:
         writer.write(head())
@@ -308,7 +305,7 @@ async def test_a_server_under_tls_does_without_a_door() -> None:
     folder = Path(tornado.test.__file__).parent
     certificate.load_cert_chain(folder / "test.crt", folder / "test.key")
     echo = Echo(Limits())
-    server = serving._Server(echo.application(), door=Door(echo.engine, PATH), ssl_options=certificate)
+    server = make_server(echo.application(), Door(echo.engine, PATH), tls=certificate)
     listening, port = bind_unused_port()
     server.add_socket(listening)
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import socketio
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from handlers.serving import make_server
+from http1.server import HttpServer
 from realtime.server import Namespace, Refuse, Server, Socket
+from tests.fronts import make_server
 
 PATH = "/socket.io/"
 NODE = Path(sys.executable).with_name("node")
@@ -79,7 +79,7 @@ class Place:
     def __init__(self) -> None:
         self.port = 0
         self._server: Server
-        self._http: HTTPServer
+        self._http: HttpServer
 
     @property
     def url(self) -> str:

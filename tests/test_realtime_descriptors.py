@@ -18,9 +18,9 @@ import pytest
 from tornado.ioloop import IOLoop
 from tornado.web import Application
 
-from handlers.serving import make_server
 from realtime.server import Namespace, Server, Socket
 from tests.conftest import until
+from tests.fronts import make_server
 from tests.wire import CLOSE, TEXT, UPGRADE, Place, frame
 
 PATH = "/socket.io/"

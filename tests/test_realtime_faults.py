@@ -23,7 +23,6 @@ from chat.refusals import Malformed
 from eventstore.errors import LogUnavailable
 from eventstore.leases import Leases
 from eventstore.log import EventLog
-from handlers import serving
 from handlers.sockets import admission, endpoints
 from handlers.sockets.audit_stream import AuditStream
 from handlers.sockets.chat import ChatSockets, Options
@@ -35,6 +34,7 @@ from realtime.server import MAX_WAITING_EVENTS, Namespace, Server, Socket
 from tests import tables
 from tests.conformance.engine import Echo
 from tests.conftest import NODE, SECRET, until
+from tests.fronts import make_server
 from tests.wire import PING, TEXT, Closed, Place, WebSocket, Wire, frame, own_place, own_wire
 
 PATH = "/socket.io/"
@@ -63,7 +63,7 @@ def tls_place(io_loop: IOLoop, echo: Echo) -> Iterator[Place]:
     certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     folder = Path(tornado.test.__file__).parent
     certificate.load_cert_chain(folder / "test.crt", folder / "test.key")
-    server = serving._Server(echo.application(), ssl_options=certificate)
+    server = make_server(echo.application(), tls=certificate)
     listening, port = bind_unused_port()
     server.add_socket(listening)
     yield Place(port)

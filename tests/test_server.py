@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import http.client
 import json
 import os
 import pwd
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from stat import S_IMODE
 
 import psycopg
 import pytest
+import tornado.test
 
 from tests.servers import ROOT, SERVE, Client, Server, environment, is_alive, minutebook, tail, until
 from tests.test_embedded_postgres import needs_public_programs
@@ -133,6 +136,53 @@ def test_an_address_that_is_not_ours_is_one_clear_line(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert done.stderr == "minutebook: cannot listen on 192.0.2.1 port 0: Cannot assign requested address\n"
+
+
+CERTIFICATES = Path(tornado.test.__file__).parent
+
+
+@pytest.mark.parametrize("parser", ["httptools", "tornado"])
+def test_it_serves_https_behind_a_proxy_that_is_trusted(start_server: StartServer, database: str, parser: str) -> None:
+    tls = {"tls_certificate": CERTIFICATES / "test.crt", "tls_key": CERTIFICATES / "test.key"}
+    server = start_server(
+        database_url=database, http_parser=parser, trusted_proxies="127.0.0.0/8", login_limit=1, **tls
+    )
+    assert f"https://127.0.0.1:{server.port} " in str(server.start_line)
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=20, context=trusting)
+
+    def status(address: str, username: str) -> int:
+        body = json.dumps({"username": username, "password": "Wr0ng!pass"})
+        connection.request("POST", "/api/v3/login", body, {"X-Forwarded-For": address})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status
+
+    # Failed logins count by the address that the proxy tells.
+    first, again, other = status("192.0.2.1", "Ann"), status("192.0.2.1", "Bob"), status("192.0.2.2", "Cid")
+    connection.close()
+    assert (again, first) == (429, other)
+    assert first != 429
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ["--tls-certificate", "nowhere.pem"],
+            "minutebook: cannot serve HTTPS by nowhere.pem: No such file or directory",
+        ),
+        (["--tls-certificate", str(CERTIFICATES / "test.key")], "minutebook: cannot serve HTTPS by "),
+        (["--tls-key", "nowhere.pem"], "minutebook: tls_key: there is no tls_certificate that it belongs to"),
+    ],
+)
+def test_a_certificate_that_cannot_be_used_is_one_clear_line(given: list[str], said: str, tmp_path: Path) -> None:
+    done = minutebook("serve", *given, data_dir=tmp_path / "data")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

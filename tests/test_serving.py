@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 
 import pytest
-from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application
 
-from handlers import serving
+from http1.limits import Limits
+from http1.server import Parser
+from tests.fronts import make_server
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
 STALLED = {
@@ -21,18 +22,12 @@ STALLED = {
 }
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "IDLE_SECONDS", 0.2)
-    monkeypatch.setattr(serving, "BODY_SECONDS", 0.2)
-    monkeypatch.setattr(serving, "_LOOK_EVERY", 0.05)
-
-
+@pytest.mark.parametrize("parser", ["httptools", "tornado"])
 @pytest.mark.parametrize("sent", STALLED.values(), ids=list(STALLED))
 @pytest.mark.gen_test
-async def test_a_client_that_stalls_is_cut_off(impatient: None, app: Application, sent: bytes) -> None:
+async def test_a_client_that_stalls_is_cut_off(app: Application, sent: bytes, parser: Parser) -> None:
     socket, port = bind_unused_port()
-    server: HTTPServer = serving.make_server(app)
+    server = make_server(app, parser=parser, limits=Limits(idle=0.2, head=0.2, body=0.2, tick=0.05))
     server.add_socket(socket)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 

@@ -36,7 +36,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_table_has_every_field_in_order() -> None:
     assert [field.name for field in dataclasses.fields(Settings)] == NAMES
-    assert NAMES[:3] == ["port", "address", "data_dir"]
+    assert NAMES[:3] == ["port", "address", "http_parser"]
 
 
 @pytest.mark.parametrize("setting", table(), ids=NAMES)
@@ -64,6 +64,10 @@ def test_no_secret_has_a_default() -> None:
 GOOD = {
     "port": ("9000", 9000),
     "address": ("::1", "::1"),
+    "http_parser": ("tornado", "tornado"),
+    "tls_certificate": ("tls/chain.pem", Path("tls/chain.pem")),
+    "tls_key": ("tls/key.pem", Path("tls/key.pem")),
+    "trusted_proxies": ("127.0.0.1, 10.1.2.3/8,", ("127.0.0.1/32", "10.0.0.0/8")),
     "data_dir": ("there/data", Path("there/data")),
     "database_url": ("host=/tmp dbname=chat", "host=/tmp dbname=chat"),
     "secret": ("sixteen letters!", "sixteen letters!"),
@@ -88,6 +92,10 @@ GOOD = {
 BAD = {
     "port": ["", "-1", "65536", "80a", "8_0", "1.5", "٣a"],
     "address": [""],
+    "http_parser": ["", "llhttp"],
+    "tls_certificate": ["", "~nobody of this name/chain.pem"],
+    "tls_key": [""],
+    "trusted_proxies": ["proxy.example", "10.0.0.0/33"],
     "data_dir": [""],
     "database_url": ["", "nonsense", "postgresql://host/name?no_such_option=1"],
     "secret": ["", "fifteen letters"],

@@ -37,9 +37,9 @@ from eventstore.events import RecordedEvent
 from eventstore.log import EventLog
 from handlers.app import make_app
 from handlers.services import Services
-from handlers.serving import make_server
 from projections.models import ReadModels
 from tests.conftest import NODE, OPERATOR, SECRET, make_services
+from tests.fronts import make_server
 
 PASSWORD = "Passw0rd!"
 # An answer that takes longer counts as a hang.

@@ -21,7 +21,7 @@ from tornado.ioloop import IOLoop
 from tornado.testing import bind_unused_port
 from tornado.web import Application
 
-from handlers.serving import make_server
+from tests.fronts import make_server
 
 # An answer that takes longer counts as a hang. Pings are 25 s apart in most tests, so no ping timeout comes within.
 WITHIN = 8.0

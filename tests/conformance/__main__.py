@@ -8,10 +8,11 @@ import contextlib
 import signal
 import sys
 
+from tornado.netutil import bind_sockets
 from tornado.web import Application
 
-from handlers.serving import make_server as make_http_server
 from tests.conformance.engine import Echo
+from tests.fronts import make_server
 
 
 def _application(suite: str) -> Application:
@@ -26,8 +27,8 @@ async def _serve(suite: str, port: int) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    server = make_http_server(_application(suite))
-    server.listen(port)
+    server = make_server(_application(suite))
+    server.add_sockets(bind_sockets(port))
     sys.stderr.write(f"the server for the {suite} suite listens on port {port}\n")
     await stopping.wait()
     server.stop()
