@@ -1,4 +1,4 @@
-"""How many requests a second the server answers, end to end, beside FastAPI on uvicorn.
+"""How many requests a second the server answers, end to end, by each of its parsers of HTTP, beside FastAPI on uvicorn.
 
 64 keep-alive connections each send a request, wait for its answer and send it again; every answer must be a 200.
 A message is answered after its commit. The peers do one INSERT and commit a request through a pool of 10
@@ -48,7 +48,7 @@ from bench.servers import (
 from bench.servers.process import core_seconds
 from bench.worker import Worker, measure_together, workers
 
-SERVERS = (minutebook.SERVER, fastapi_asyncpg.SERVER, fastapi_psycopg.SERVER)
+SERVERS = (minutebook.SERVER, minutebook.BY_TORNADO, fastapi_asyncpg.SERVER, fastapi_psycopg.SERVER)
 
 # What each endpoint is sent beside the token.
 ENDPOINTS: dict[str, dict[str, object]] = {
@@ -160,7 +160,8 @@ def _row(endpoint: str, name: str, sample: Sample, ratio: str) -> list[str]:
 
 def _outcome(results: Results, endpoint: str) -> str:
     """How we stand to the faster of the peers."""
-    _, *peers = results.contestants(endpoint)
+    ours, *others = results.contestants(endpoint)
+    peers = [name for name in others if not name.startswith(ours)]
     faster = max(peers, key=lambda name: results.median(endpoint, name).rate, default="")
     ratio = results.ratio(endpoint, faster)
     if ratio is None:

@@ -102,4 +102,13 @@ def _credentials(number: int) -> dict[str, str]:
     return {"username": username(number), "password": _PASSWORD}
 
 
-SERVER = Contestant(OURS, _serve, "SELECT count(*) FROM messages")
+@contextlib.contextmanager
+def _serve_by_tornado(conninfo: str, folder: Path) -> Iterator[Running]:
+    with started(folder, {"--database-url": conninfo, "--http-parser": "tornado"}) as (pid, port):
+        yield Running(pid, port, World(port).make())
+
+
+_COUNT = "SELECT count(*) FROM messages"
+SERVER = Contestant(OURS, _serve, _COUNT)
+# The same but for the parser of HTTP, so no peer.
+BY_TORNADO = Contestant(f"{OURS}, Tornado's parser", _serve_by_tornado, _COUNT)
