@@ -52,7 +52,9 @@ class Metrics(JsonHandler):
     async def get(self) -> None:
         """Tells the counts of this moment."""
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Reading(self.services.connection_statistics(), self.services.ready(), await self._head()))
+        services = self.services
+        reading = _Reading(services.connection_statistics(), services.ready(), await self._head())
+        registry.register(reading if services.worker is None else _OfWorker(reading, services.worker))
         self.set_header("Content-Type", CONTENT_TYPE_LATEST)
         self.finish(generate_latest(registry))
 
@@ -87,6 +89,20 @@ class _Reading(Collector):
         yield GaugeMetricFamily("minutebook_log_ready", "1 while the log can be written and followed.", self._ready)
         if self._head is not None:
             yield GaugeMetricFamily("minutebook_log_head_position", "The last position of the log.", self._head)
+
+
+class _OfWorker(Collector):
+    """Metrics that say whose they are: one of several processes at one address."""
+
+    def __init__(self, collector: Collector, worker: int) -> None:
+        self._collector = collector
+        self._label = {"worker": str(worker)}
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics, each sample with the label."""
+        for metric in self._collector.collect():
+            metric.samples = [sample._replace(labels=sample.labels | self._label) for sample in metric.samples]
+            yield metric
 
 
 def routes(services: Services) -> list[URLSpec]:

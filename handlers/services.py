@@ -57,6 +57,8 @@ class Services:
     # Counts of this process's real-time connections: how many are `open`, were `opened`, were `closed` (by reason), how
     # many packets were `delivered` to them, in how many `delivered_bytes`.
     connection_statistics: Callable[[], Mapping[str, Any]]
+    # Which of several workers on this machine it is.
+    worker: int | None = None
     # The key of the Bancho API's internal endpoints; without one they refuse everybody.
     ci_key: str | None = None
     in_flight: InFlight = field(default_factory=InFlight)

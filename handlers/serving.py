@@ -8,6 +8,7 @@ import msgspec
 from tornado.web import Application
 
 from handlers.http import told
+from http1.handover import Neighbours
 from http1.limits import Limits
 from http1.proxies import Proxies
 from http1.server import HttpServer, Options, Parser
@@ -27,9 +28,12 @@ def make_server(
     limits: Limits = LIMITS,
     tls: ssl.SSLContext | None = None,
     proxies: Proxies = _NO_PROXIES,
+    neighbours: Neighbours | None = None,
 ) -> HttpServer:
     """The HTTP server for the application. Connections come to it through the door, if there is one."""
-    options = Options(limits=limits, tls=tls, proxies=proxies, entrance=door, error_answer=_error_answer)
+    options = Options(
+        limits=limits, tls=tls, proxies=proxies, entrance=door, error_answer=_error_answer, neighbours=neighbours
+    )
     return make_http_server(parser, application, options)
 
 

@@ -28,9 +28,10 @@ from tornado.httputil import HTTPInputError, HTTPMessageDelegate, RequestStartLi
 from tornado.iostream import IOStream, StreamClosedError
 
 from http1.exchange import Exchange, RequestContext
+from http1.handover import Departures, Moved
 from http1.limits import Limits
 from http1.parser import BadRequest, Head, RequestParser
-from http1.streams import TlsTransport, taken_from
+from http1.streams import TlsTransport, socket_of, taken_from
 
 _log = structlog.get_logger(__name__)
 
@@ -61,6 +62,12 @@ class Owner(Protocol):
     def context(self, connection: Connection, head: Head) -> RequestContext:
         """Where a request comes from."""
 
+    def elsewhere(self, head: Head) -> Departures | None:
+        """The way to the process that the request is for, if it is not for this one."""
+
+    def stand_in(self, stream: IOStream) -> socket.socket:
+        """A socket by which another process can serve a stream that cannot go there itself."""
+
     def upgrades(self, head: Head) -> bool:
         """Whether the request is to be served by somebody who can give the connection away."""
 
@@ -81,9 +88,9 @@ class Owner(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """A connection, served until one of the two sides ends it."""
+    """A connection, served until one of the two sides ends it. `unread` is what was read of it before."""
 
-    def __init__(self, owner: Owner, address: Any, protocol: str) -> None:
+    def __init__(self, owner: Owner, address: Any, protocol: str, unread: bytes = b"") -> None:
         self.address = address
         self.deadline = math.inf
         self.slot = 0
@@ -94,7 +101,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._parser = RequestParser(owner.limits)
         self._phase = Phase.HEAD
-        self._rest: bytes | bytearray = b""
+        self._rest: bytes | bytearray = unread
         self._exchange: Exchange | None = None
         self._delegate: HTTPMessageDelegate | None = None
         self._expects_continue = False
@@ -150,9 +157,7 @@ class Connection(asyncio.Protocol):
         if self._transport.get_write_buffer_size():
             self.abort()  # what waits in the transport cannot be taken along
             raise StreamClosedError
-        self._phase, self._exchange, self._delegate = Phase.OVER, None, None
-        unread, self._rest = bytes(self._rest), b""
-        return taken_from(self._transport, unread)
+        return taken_from(self._transport, self._leave())
 
     def unanswerable(self) -> None:
         """The handler has ended without an answer."""
@@ -180,6 +185,8 @@ class Connection(asyncio.Protocol):
         self._reads_ahead = not isinstance(transport, TlsTransport)
         self.deadline = self._loop.time() + self._limits.idle
         self._owner.watch(self)
+        if self._rest:
+            self._loop.call_soon(self._advance)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
@@ -263,8 +270,11 @@ class Connection(asyncio.Protocol):
         if head is None:
             self._await_head()
             return False
+        if (way := self._owner.elsewhere(head)) is not None:
+            self._hand_over(lambda: way.send(self._moved()))
+            return False
         if head.upgrade and self._owner.upgrades(head):
-            self._hand_over()
+            self._hand_over(lambda: self._owner.upgrade(self.detach(), self.address))
             return False
         self._consume(head.size)
         self._start(head)
@@ -332,13 +342,25 @@ class Connection(asyncio.Protocol):
         else:
             self._give_up(lingers=bool(self._rest))
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, give: Callable[[], None]) -> None:
         if self._transport.get_write_buffer_size():
             # Answers before it are still on their way, and what waits in the transport cannot be taken along.
             self._parser = RequestParser(self._limits)
             self._transport.set_write_buffer_limits(high=0)
             return
-        self._owner.upgrade(self.detach(), self.address)
+        give()
+
+    def _moved(self) -> Moved:
+        if isinstance(self._transport, TlsTransport):
+            return Moved(self._owner.stand_in(self.detach()), self.address, self.origin.protocol, b"")
+        unread = self._leave()
+        return Moved(socket_of(self._transport), self.address, self.origin.protocol, unread)
+
+    def _leave(self) -> bytes:
+        """Ends all HTTP here, but not the connection; returns what was read of it and not looked at."""
+        self._phase, self._exchange, self._delegate = Phase.OVER, None, None
+        unread, self._rest = bytes(self._rest), b""
+        return unread
 
     # Waiting for delegates
 

@@ -30,6 +30,7 @@ from tornado.iostream import IOStream
 from http1.accepting import Accepted, Acceptor
 from http1.connection import Connection
 from http1.exchange import Exchange, RequestContext
+from http1.handover import Departures, Moved, Neighbours, Tunnel, tunnelled
 from http1.limits import Limits
 from http1.parser import Head
 from http1.proxies import Proxies
@@ -65,6 +66,7 @@ class Options:
     into from outside, and not those of trusted proxies, whose clients are known by their headers alone. `error_answer`
     words what is answered to bytes that are no request. A request that wants to `upgrade` to one of these protocols
     is served by Tornado's parser, whose handlers can take the connection over; other such wishes are not heard.
+    With `neighbours`, which are for llhttp alone, connections go to the processes that their requests are for.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -73,6 +75,7 @@ class Options:
     entrance: Entrance | None = None
     error_answer: Callable[[int], tuple[str, bytes]] = plain_error
     upgrades: frozenset[str] = frozenset(["websocket"])
+    neighbours: Neighbours | None = None
 
 
 _DEFAULTS = Options()
@@ -97,7 +100,9 @@ class HttpServer(Protocol):
 def make_server(
     parser: Parser, application: httputil.HTTPServerConnectionDelegate, options: Options = _DEFAULTS
 ) -> HttpServer:
-    """A server for the application, with one parser or the other."""
+    """A server for the application, with one parser or the other; `ValueError` for what only one of them can do."""
+    if parser != "httptools" and options.neighbours is not None:
+        raise ValueError("Tornado's parser cannot give connections to other processes")
     return Server(application, options) if parser == "httptools" else TornadoServer(application, options=options)
 
 
@@ -126,13 +131,16 @@ class Server:
         self._connections: set[Connection] = set()
         self._none_left: asyncio.Future[None] | None = None
         self._beginning: set[asyncio.Task[None]] = set()
+        self._tunnels: set[Tunnel] = set()
         self._protocol = "http" if options.tls is None else "https"
         self._handed_over = TornadoServer(application, options=options)
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
-        """Accepts connections from these listening sockets."""
+        """Accepts connections from these listening sockets, and from the neighbours if there are some."""
         for listening in sockets:
             self.add_socket(listening)
+        if self._options.neighbours is not None:
+            self._options.neighbours.arrivals.start(self._adopt)
 
     def add_socket(self, socket: socket.socket) -> None:
         """Accepts connections from one more."""
@@ -145,13 +153,17 @@ class Server:
         """
         self.is_stopping = True
         self._acceptor.close()
+        if self._options.neighbours is not None:
+            self._options.neighbours.arrivals.close()
         if self._options.entrance is not None:
             self._options.entrance.close()
 
     async def close_all_connections(self) -> None:
         """Ends all connections, and returns when they have ended."""
-        for task in self._beginning:
-            task.cancel()
+        for tunnel in self._tunnels:
+            tunnel.close()
+        await asyncio.gather(*(tunnel.ended for tunnel in self._tunnels), return_exceptions=True)
+        # Not cancelled: of a connection that was about to begin then, uvloop would never tell the end.
         await asyncio.gather(*self._beginning, return_exceptions=True)
         for connection in list(self._connections):
             connection.close()
@@ -173,9 +185,7 @@ class Server:
     def _serve(self, accepted: socket.socket, address: Any) -> None:
         connection = Connection(self, address, self._protocol)
         if self._options.tls is None:
-            task = asyncio.ensure_future(self._begin(accepted, connection))
-            self._beginning.add(task)
-            task.add_done_callback(self._beginning.discard)
+            self._start(accepted, connection)
             return
         try:
             wrapped = self._options.tls.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False)
@@ -183,6 +193,14 @@ class Server:
             accepted.close()  # the client went as it came
             return
         TlsTransport(ReadAgainTlsStream(wrapped), connection)
+
+    def _adopt(self, moved: Moved) -> None:
+        self._start(moved.socket, Connection(self, moved.address, moved.protocol, moved.unread))
+
+    def _start(self, accepted: socket.socket, connection: Connection) -> None:
+        task = asyncio.ensure_future(self._begin(accepted, connection))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
 
     async def _begin(self, accepted: socket.socket, connection: Connection) -> None:
         try:
@@ -209,6 +227,18 @@ class Server:
         if not self._options.proxies:
             return peer
         return RequestContext(*self._options.proxies.origin(peer.remote_ip, peer.protocol, head.headers))
+
+    def elsewhere(self, head: Head) -> Departures | None:
+        """The way to the neighbour that the request is for; while this server stops, none is sent away any more."""
+        neighbours = self._options.neighbours
+        return None if neighbours is None or self.is_stopping else neighbours.whose(head.target)
+
+    def stand_in(self, stream: IOStream) -> socket.socket:
+        """A socket by which a neighbour can serve a stream under TLS."""
+        stands_in, tunnel = tunnelled(stream)
+        self._tunnels.add(tunnel)
+        tunnel.ended.add_done_callback(lambda _: self._tunnels.discard(tunnel))
+        return stands_in
 
     def upgrades(self, head: Head) -> bool:
         """Whether the request asks for one of the protocols that handlers here may know."""

@@ -164,8 +164,16 @@ def taken_from(transport: asyncio.Transport, unread: bytes) -> IOStream:
     """
     if isinstance(transport, TlsTransport):
         return transport.detach(unread)
+    return ReadAgainStream(socket_of(transport), unread)
+
+
+def socket_of(transport: asyncio.Transport) -> socket.socket:
+    """The socket of a connection that is not under TLS; the transport ends.
+
+    Everything that was written must have been sent.
+    """
     own = os.dup(transport.get_extra_info("socket").fileno())
     transport.abort()
     connection = socket.socket(fileno=own)
     connection.setblocking(False)
-    return ReadAgainStream(connection, unread)
+    return connection

@@ -392,7 +392,10 @@ class Probe(WebSocketOutlet):
 
 
 class Engine:
-    """All sessions of one server. `on_open`, `on_message` and `on_close` are the application's; none may raise."""
+    """All sessions of one server. `on_open`, `on_message` and `on_close` are the application's; none may raise.
+
+    Session ids begin with `prefix`, by which servers beside each other can tell whose they are.
+    """
 
     def __init__(
         self,
@@ -400,8 +403,10 @@ class Engine:
         on_open: Callable[[Session], None],
         on_message: Callable[[Session, Packet], None],
         on_close: Callable[[Session, str], None],
+        prefix: str = "",
     ) -> None:
         self.limits = limits
+        self._prefix = prefix
         self.hub = Hub(limits.max_backlog)
         self.statistics = Statistics()
         self.sessions: dict[str, Session] = {}
@@ -462,7 +467,7 @@ class Engine:
         return session
 
     def _open(self, address: str) -> Session:
-        session = Session(self, secrets.token_urlsafe(15), address)
+        session = Session(self, self._prefix + secrets.token_urlsafe(15), address)
         self.sessions[session.sid] = session
         self.statistics.opened += 1
         self.heartbeat.opened(session, self.now())

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Generic, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -86,6 +87,15 @@ def check_transport(query: Mapping[str, str]) -> str:
     if transport not in (POLLING, WEBSOCKET):
         raise HandshakeRefused(HandshakeRefused.UNKNOWN_TRANSPORT)
     return transport
+
+
+def session_asked_for(target: str, path: str) -> str | None:
+    """The session that a request is about by its target, for an engine at a path; None if it is about none."""
+    place, _, query = target.partition("?")
+    if place.rstrip("/") != path.rstrip("/"):
+        return None
+    # As everywhere, the last one counts.
+    return dict(parse_qsl(query, keep_blank_values=True)).get("sid") or None
 
 
 def open_packet(sid: str, upgrades: Sequence[str], ping_interval: float, ping_timeout: float, max_payload: int) -> str:

@@ -93,7 +93,7 @@ class Server:
 
     `max_payload` bounds a message of a client, `max_backlog` what waits for one that does not read: more ends its
     connection. `connect_timeout` is how long a connection may be in no namespace. Web pages of `cors_origin` ("*"
-    for any) may connect, without it those of the same origin only.
+    for any) may connect, without it those of the same origin only. Session ids begin with `session_prefix`.
     """
 
     def __init__(
@@ -105,9 +105,10 @@ class Server:
         max_backlog: int = 1 << 20,
         connect_timeout: float = 45.0,
         cors_origin: str | None = None,
+        session_prefix: str = "",
     ) -> None:
         limits = Limits(ping_interval, ping_timeout, max_payload, max_backlog)
-        self._engine = Engine(limits, self._opened, self._message, self._closed)
+        self._engine = Engine(limits, self._opened, self._message, self._closed, session_prefix)
         self._namespaces: dict[str, Namespace] = {}
         self._cors_origin = cors_origin
         self._connecting: Deadlines[Session] = Deadlines(connect_timeout)
