@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import gc
+import itertools
 import os
 import resource
 import secrets
 import signal
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from socket import socket
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import structlog
 from tornado.netutil import bind_sockets
@@ -28,6 +31,7 @@ from tornado.netutil import bind_sockets
 import projections
 from audit import cli
 from audit.command import CommandFailed
+from audit.logs import configure_logs
 from bot.fokabot import FokaBot
 from chat.commands import Commands, utc_now
 from chat.connections import Connections
@@ -35,7 +39,7 @@ from chat.moderation import Moderation
 from chat.nodes import close_ghosts, watch_others
 from chat.passwords import PasswordHasher
 from eventstore.embedded import EmbeddedPostgres, make_data_dir
-from eventstore.errors import LogUnavailable
+from eventstore.errors import LogError, LogUnavailable
 from eventstore.ids import new_id
 from eventstore.leases import Leases
 from eventstore.log import EventLog
@@ -48,16 +52,21 @@ from eventstore.transparency.notes import BadKey, SigningKey
 from eventstore.transparency.published import Published
 from handlers.app import make_app
 from handlers.limits import FailureLimit, SlidingWindow
+from handlers.neighbours import neighbours, session_prefix
 from handlers.services import Services
 from handlers.serving import make_server
 from handlers.sockets.audit_stream import AuditStream
 from handlers.sockets.chat import ChatSockets, Options
+from http1.handover import Arrivals, Departures, Neighbours
 from http1.proxies import Proxies
 from http1.server import HttpServer, Parser, tls_context
 from projections.models import ReadModels
 from projections.reading import Reading
 from realtime.server import Server as SocketServer
 from settings import Settings
+from workers import Parent, Ways, WorkerFailed, Workers, assignments
+
+Parts = dict[str, Callable[[], Coroutine[Any, Any, None]]]
 
 _log = structlog.get_logger("server")
 
@@ -70,6 +79,12 @@ _BACKLOG = 1024
 _PUBLIC_READERS = 2
 _PATH = "/socket.io/"
 _LISTENING_SECONDS = 5.0
+# A server whose parent was killed ends at once, and the next one may be started even sooner.
+_ENDING_SECONDS = 5.0
+# What this program is called with to be a worker, with its descriptor; nobody but the parent can say so.
+_PROGRAM, _WORKER = str(Path(__file__).absolute()), "worker"
+# Connections to the embedded Postgres: what one process takes at most, and what others (tools, the parent) are left.
+_CONNECTIONS_OF_WORKER, _CONNECTIONS_OF_OTHERS = 20, 40
 
 
 def main() -> None:
@@ -79,30 +94,101 @@ def main() -> None:
 
 def run(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT; raises what kept the server from starting or going on."""
-    asyncio.run(serve(settings))
+    if settings.workers == 1:
+        asyncio.run(serve(settings))
+    else:
+        # The parent's subprocesses want asyncio's own loop, and it has nothing to do that would have to be fast.
+        asyncio.run(serve_by_workers(settings))
 
 
-async def serve(settings: Settings) -> None:
-    """Builds the parts, runs them until a signal comes or one of them fails, and stops them in reverse order."""
+def work(descriptor: int) -> None:
+    """Serves as a worker, which the parent speaks to by this descriptor."""
+    parent = Parent(descriptor)
+    settings = Settings.parse(parent.assignment.settings)
+    configure_logs(settings.log_level)
+    structlog.contextvars.bind_contextvars(worker=parent.assignment.number)
+    try:
+        asyncio.run(serve(settings, parent))
+    except (CommandFailed, LogError, OSError) as error:
+        parent.failed(str(error))
+        sys.exit(1)
+
+
+async def serve_by_workers(settings: Settings) -> None:
+    """Does what is done once for all workers, runs them until a signal comes, and stops them."""
+    if settings.http_parser != "httptools":
+        raise CommandFailed("workers: more than one need the http_parser httptools")
+    if sys.platform != "linux":
+        raise CommandFailed("workers: more than one need Linux")
     async with AsyncExitStack() as stack:
         stopping = stack.enter_context(_stop_signals())
-        if settings.database_url is None:
-            make_data_dir(settings.data_dir)
-        stack.enter_context(_only_server_in(settings.data_dir))
-        _raise_descriptor_limit()
-        tls = _tls(settings)
-        sockets = stack.enter_context(_listening_sockets(settings))
-        secret = settings.secret.encode() if settings.secret else _kept_secret(settings.data_dir / "secret")
+        parts: Parts = {}
+        lock, sockets, conninfo = await _prepare(settings, stack, parts)
+        async with Reader(conninfo, size=1) as reader:
+            await _log_key(settings, Checkpoints(reader))
+        ways = Ways.between(settings.workers)
+        stack.callback(ways.close)
+        workers = Workers(
+            [sys.executable, _PROGRAM, _WORKER],
+            assignments(settings.texts(), conninfo, sockets, ways, lock),
+            on_ready=lambda: _say_hello(settings, sockets[0]),
+            on_restart=stopping.set,
+        )
+        parts["workers"] = workers.run
 
-        parts: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {}
-        conninfo = settings.database_url
-        if conninfo is None:
-            postgres = EmbeddedPostgres(settings.data_dir)
-            stack.push_async_callback(asyncio.to_thread, postgres.stop)
-            conninfo = await asyncio.to_thread(postgres.start)
-            parts["postgres"] = postgres.watch
-        await asyncio.to_thread(migrate, conninfo, [projections.MIGRATIONS])
-        await asyncio.to_thread(discard_leftovers, conninfo)
+        async def wind_down() -> None:
+            # Whoever comes now must not wait for a worker that will not come.
+            _close(sockets)
+            await workers.stop()
+
+        try:
+            await _run_until(stopping, parts, wind_down)
+        except WorkerFailed as error:
+            raise CommandFailed(str(error)) from None
+
+
+async def _prepare(settings: Settings, stack: AsyncExitStack, parts: Parts) -> tuple[int, list[list[socket]], str]:
+    """What comes first, whether this process serves or its workers do.
+
+    The data folder's lock (as a descriptor), the listening sockets of each worker, and how to connect to a database
+    that is ready for them.
+    """
+    if settings.database_url is None:
+        make_data_dir(settings.data_dir)
+    lock = stack.enter_context(_only_server_in(settings.data_dir))
+    _raise_descriptor_limit()
+    _tls(settings)
+    sockets = stack.enter_context(_listening_sockets(settings))
+    _secret(settings)
+    conninfo = settings.database_url
+    if conninfo is None:
+        most = max(100, settings.workers * _CONNECTIONS_OF_WORKER + _CONNECTIONS_OF_OTHERS)
+        postgres = EmbeddedPostgres(settings.data_dir, parameters={"max_connections": str(most)})
+        stack.push_async_callback(asyncio.to_thread, postgres.stop)
+        conninfo = await asyncio.to_thread(postgres.start)
+        parts["postgres"] = postgres.watch
+    await asyncio.to_thread(migrate, conninfo, [projections.MIGRATIONS])
+    await asyncio.to_thread(discard_leftovers, conninfo)
+    return lock, sockets, conninfo
+
+
+async def serve(settings: Settings, parent: Parent | None = None) -> None:
+    """Builds the parts, runs them until a signal comes or one of them fails, and stops them in reverse order.
+
+    As one worker of several, with what its parent has prepared.
+    """
+    async with AsyncExitStack() as stack:
+        stopping = stack.enter_context(_stop_signals())
+        parts: Parts = {}
+        if parent is None:
+            _, [sockets], conninfo = await _prepare(settings, stack, parts)
+        else:
+            parent.watch(stopping.set)
+            stack.callback(parent.unwatch)
+            sockets, conninfo = _inherited(parent), parent.assignment.conninfo
+        worker = None if parent is None else parent.assignment.number
+        tls = _tls(settings)
+        secret = _secret(settings)
         log = await stack.enter_async_context(EventLog(conninfo, projections.ALL))
         parts["log"] = log.watch
 
@@ -115,7 +201,8 @@ async def serve(settings: Settings) -> None:
         bot = FokaBot(log, models, commands, moderation, draw=lambda most: secrets.randbelow(most) + 1, clock=utc_now)
         parts["fokabot"] = bot.run
 
-        node_id = _kept_node_id(settings.data_dir / "node")
+        # The first worker is the node that a server without workers was, and may become again.
+        node_id = _kept_node_id(settings.data_dir / (f"node-{worker}" if worker else "node"))
         connections = Connections(log, models, secret, node_id)
         leases = Leases(conninfo, node_id)
         stack.push_async_callback(leases.close)
@@ -125,9 +212,10 @@ async def serve(settings: Settings) -> None:
         parts["lease"] = leases.run
         parts["lost nodes"] = lambda: watch_others(leases, connections, models.presence.nodes)
 
-        realtime = _socket_server(settings)
+        realtime = _socket_server(settings, worker)
         options = Options(secret, settings.recovery_window, settings.channel_event)
-        chat = ChatSockets(realtime, log, commands, connections, models, options, stopping.set)
+        on_restart = functools.partial(_restart, stopping, parent)
+        chat = ChatSockets(realtime, log, commands, connections, models, options, on_restart)
         AuditStream(realtime, log, settings.audit_key)
         await chat.start()
         parts["fan-out"] = chat.fanout.run
@@ -149,6 +237,7 @@ async def serve(settings: Settings) -> None:
             failed_logins=FailureLimit(SlidingWindow(settings.login_limit, seconds=60)),
             restarting=lambda: chat.is_restarting,
             connection_statistics=lambda: realtime.statistics,
+            worker=worker,
             ci_key=settings.ci_key,
         )
         chat.serve(services)
@@ -158,6 +247,7 @@ async def serve(settings: Settings) -> None:
             parser=cast(Parser, settings.http_parser),
             tls=tls,
             proxies=Proxies(settings.trusted_proxies),
+            neighbours=None if parent is None else _neighbours(parent, stack),
         )
         # Whoever reads the line that the server listens finds it ready; without LISTEN it would only be slower.
         with contextlib.suppress(TimeoutError):
@@ -167,23 +257,51 @@ async def serve(settings: Settings) -> None:
         # What stands by now stays: the collector need not look through it again and again.
         gc.collect()
         gc.freeze()
-        _say_hello(settings, sockets)
+        if parent is None:
+            _say_hello(settings, sockets)
+        else:
+            parent.ready()
         await _run_until(stopping, parts, lambda: _wind_down(server, services, chat))
 
 
-def _socket_server(settings: Settings) -> SocketServer:
+def _secret(settings: Settings) -> bytes:
+    return settings.secret.encode() if settings.secret else _kept_secret(settings.data_dir / "secret")
+
+
+def _restart(stopping: asyncio.Event, parent: Parent | None) -> None:
+    """The system was asked to restart."""
+    if parent is not None:
+        parent.restart()
+    stopping.set()
+
+
+def _inherited(parent: Parent) -> list[socket]:
+    """The listening sockets of a worker."""
+    return [socket(fileno=descriptor) for descriptor in parent.assignment.listening]
+
+
+def _neighbours(parent: Parent, stack: AsyncExitStack) -> Neighbours:
+    """The other workers on this machine."""
+    others = {number: Departures(socket(fileno=way)) for number, way in parent.assignment.departures.items()}
+    for departures in others.values():
+        stack.callback(departures.close)
+    return neighbours(Arrivals(socket(fileno=parent.assignment.arrivals)), others, _PATH)
+
+
+def _socket_server(settings: Settings, worker: int | None) -> SocketServer:
     return SocketServer(
         ping_interval=settings.ping_interval,
         ping_timeout=settings.ping_timeout,
         max_payload=settings.max_payload,
         max_backlog=settings.max_backlog,
         cors_origin=settings.cors_origin,
+        session_prefix="" if worker is None else session_prefix(worker),
     )
 
 
 async def _run_until(
     stopping: asyncio.Event,
-    parts: dict[str, Callable[[], Coroutine[Any, Any, None]]],
+    parts: Parts,
     wind_down: Callable[[], Awaitable[None]],
 ) -> None:
     """Runs named tasks until `stopping` is set, then winds down while they still run; raises what ended one of them."""
@@ -273,28 +391,51 @@ def _stop_signals() -> Iterator[asyncio.Event]:
 
 
 @contextmanager
-def _only_server_in(data_dir: Path) -> Iterator[None]:
-    """Holds the data folder for this server alone; the lock ends with the process, however that ends."""
+def _only_server_in(data_dir: Path) -> Iterator[int]:
+    """Holds the data folder for this server alone, by a descriptor; the lock ends with the last process that has it."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (data_dir / "server.lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + _ENDING_SECONDS
+        while not _locked(lock):
             lock.seek(0)
-            raise CommandFailed(
-                f"another server (pid {lock.read().strip()}) runs on {data_dir}: stop it, or give another --data-dir"
-            ) from None
+            holder = lock.read().strip()
+            if _runs(holder) or time.monotonic() > deadline:
+                raise CommandFailed(
+                    f"another server (pid {holder}) runs on {data_dir}: stop it, or give another --data-dir"
+                )
+            # It was killed, and its workers are about to end.
+            time.sleep(0.05)
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
-        yield
+        yield lock.fileno()
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the file could be locked for this process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _runs(pid: str) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager
-def _listening_sockets(settings: Settings) -> Iterator[list[socket]]:
-    """The sockets of the address and port, bound before anything slow begins."""
+def _listening_sockets(settings: Settings) -> Iterator[list[list[socket]]]:
+    """The sockets of the address and port, those of each worker, bound before anything slow begins."""
     try:
-        sockets = bind_sockets(settings.port, settings.address, backlog=_BACKLOG)
+        sockets = _bound(settings)
     except OSError as error:
         raise CommandFailed(
             f"cannot listen on {settings.address} port {settings.port}: {error.strerror or error}"
@@ -302,8 +443,23 @@ def _listening_sockets(settings: Settings) -> Iterator[list[socket]]:
     try:
         yield sockets
     finally:
-        for listening in sockets:
-            listening.close()
+        _close(sockets)
+
+
+def _bound(settings: Settings) -> list[list[socket]]:
+    first = bind_sockets(settings.port, settings.address, backlog=_BACKLOG)
+    if settings.workers == 1:
+        return [first]
+    # These only show that the port is free, or find one: sockets that share a port would join those of anybody else
+    # that shares it, and nobody would notice.
+    port = first[0].getsockname()[1]
+    _close([first])
+    return [bind_sockets(port, settings.address, backlog=_BACKLOG, reuse_port=True) for _ in range(settings.workers)]
+
+
+def _close(sockets: Iterable[Iterable[socket]]) -> None:
+    for listening in itertools.chain.from_iterable(sockets):
+        listening.close()
 
 
 def _kept_node_id(path: Path) -> str:
@@ -358,6 +514,9 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 3 and sys.argv[1] == _WORKER:
+        work(int(sys.argv[2]))
+        sys.exit()
     # `python server.py --port 1` means what `minutebook serve --port 1` means.
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.argv.insert(1, "serve")

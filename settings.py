@@ -87,6 +87,12 @@ def _origin(text: str) -> str:
     return text
 
 
+def _as_text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value.absolute() if isinstance(value, Path) else value)
+
+
 def _event_name(text: str) -> str:
     if text in ("connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"):
         raise ValueError(f"must not be {text}, which is an event of Socket.IO itself")
@@ -114,6 +120,7 @@ class Settings:
         "what parses HTTP: httptools, which is fast, or tornado, its own parser in Python",
         choice("httptools", "tornado"),
     )
+    workers: int = _field(1, "processes that serve the port together; more than one need Linux", whole(1, 64))
     tls_certificate: Path | None = _field(
         None, "certificate file (PEM, with those that lead to its root) to serve HTTPS by in place of HTTP", _path
     )
@@ -194,6 +201,11 @@ class Settings:
                 except ValueError as error:
                     raise BadSetting(setting.name, str(error)) from None
         return cls(**values)
+
+    def texts(self) -> dict[str, str]:
+        """The settings as texts of which `parse` makes them again, in whatever folder; None is left out."""
+        values = ((setting.name, getattr(self, setting.name)) for setting in table())
+        return {name: _as_text(value) for name, value in values if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -65,6 +66,7 @@ GOOD = {
     "port": ("9000", 9000),
     "address": ("::1", "::1"),
     "http_parser": ("tornado", "tornado"),
+    "workers": ("4", 4),
     "tls_certificate": ("tls/chain.pem", Path("tls/chain.pem")),
     "tls_key": ("tls/key.pem", Path("tls/key.pem")),
     "trusted_proxies": ("127.0.0.1, 10.1.2.3/8,", ("127.0.0.1/32", "10.0.0.0/8")),
@@ -93,6 +95,7 @@ BAD = {
     "port": ["", "-1", "65536", "80a", "8_0", "1.5", "٣a"],
     "address": [""],
     "http_parser": ["", "llhttp"],
+    "workers": ["", "0", "65", "two"],
     "tls_certificate": ["", "~nobody of this name/chain.pem"],
     "tls_key": [""],
     "trusted_proxies": ["proxy.example", "10.0.0.0/33"],
@@ -138,6 +141,19 @@ def test_the_default_is_beaten_by_the_environment_and_that_by_the_flag(
     monkeypatch.setenv(setting.variable, "something else")
     assert dataclasses.asdict(chosen(setting.flag, text)) == dataclasses.asdict(Settings()) | {name: value}
     assert chosen(f"{setting.flag}={text}") == chosen(setting.flag, text)
+
+
+def test_settings_can_be_handed_on_as_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Settings.parse({name: text for name, (text, _) in GOOD.items()})
+    texts = given.texts()
+    absolute: dict[str, Any] = {
+        name: value.absolute() for name, value in vars(given).items() if isinstance(value, Path)
+    }
+    monkeypatch.chdir(tmp_path)
+
+    assert Settings.parse(texts) == dataclasses.replace(given, **absolute)
+    default = Settings()
+    assert Settings.parse(default.texts()) == dataclasses.replace(default, data_dir=default.data_dir.absolute())
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in BAD.items() for text in texts])
