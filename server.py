@@ -28,6 +28,7 @@ from typing import IO, Any, cast
 import structlog
 from tornado.netutil import bind_sockets
 
+import loops
 import projections
 from audit import cli
 from audit.command import CommandFailed
@@ -95,7 +96,7 @@ def main() -> None:
 def run(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT; raises what kept the server from starting or going on."""
     if settings.workers == 1:
-        asyncio.run(serve(settings))
+        loops.run(serve(settings))
     else:
         # The parent's subprocesses want asyncio's own loop, and it has nothing to do that would have to be fast.
         asyncio.run(serve_by_workers(settings))
@@ -108,7 +109,7 @@ def work(descriptor: int) -> None:
     configure_logs(settings.log_level)
     structlog.contextvars.bind_contextvars(worker=parent.assignment.number)
     try:
-        asyncio.run(serve(settings, parent))
+        loops.run(serve(settings, parent))
     except (CommandFailed, LogError, OSError) as error:
         parent.failed(str(error))
         sys.exit(1)

@@ -23,6 +23,7 @@ from tornado.ioloop import IOLoop
 from tornado.platform.asyncio import AsyncIOLoop
 from tornado.web import Application
 
+import loops
 import projections
 from audit import cli
 from chat.commands import Commands
@@ -106,9 +107,11 @@ def io_loop() -> Iterator[IOLoop]:
 
     pytest-tornado's own fixture asks for the current loop first, which makes one that nobody closes.
     """
-    loop = AsyncIOLoop(make_current=False)
+    loop = AsyncIOLoop(make_current=False, asyncio_loop=loops.new_loop())
     asyncio.set_event_loop(loop.asyncio_loop)
     yield loop
+    # What was closed at last is so only after another turn or two.
+    loop.asyncio_loop.run_until_complete(asyncio.sleep(0.001))
     asyncio.set_event_loop(None)
     loop.close(all_fds=True)
 

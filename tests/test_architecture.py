@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 # Each package, and what it may import of the others. What a lower one needs of a higher one is handed in by the server.
 HOUSE: Mapping[str, set[str]] = {
     "settings": set(),
+    "loops": set(),
     "eventstore": set(),
     "workers": {"eventstore"},
     "realtime": set(),
@@ -32,7 +33,7 @@ HOUSE: Mapping[str, set[str]] = {
     "bot": {"eventstore", "chat", "projections", "realtime"},
     "audit": {"eventstore", "chat", "projections", "realtime", "settings"},
     "server": {
-        *("settings", "workers", "eventstore", "realtime", "http1", "chat", "projections"),
+        *("settings", "loops", "workers", "eventstore", "realtime", "http1", "chat", "projections"),
         *("handlers", "bot", "audit"),
     },
 }
@@ -53,6 +54,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "sqlalchemy": {"eventstore", "projections"},
     "structlog": set(HOUSE),
     "tornado": {"handlers", "http1", "realtime", "server"},
+    "uvloop": {"loops"},
     "zstandard": {"audit"},
 }
 
