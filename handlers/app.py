@@ -11,6 +11,7 @@ from tornado.routing import URLSpec
 
 from handlers import ops, transparency
 from handlers.bancho import http as bancho
+from handlers.dispatch import JsonApplication
 from handlers.http import NotFound
 from handlers.services import Services
 from handlers.v3 import http as v3
@@ -20,16 +21,23 @@ _log = structlog.get_logger("handlers.access")
 
 def make_app(services: Services, realtime: Sequence[URLSpec] = ()) -> web.Application:
     """The application that serves HTTP, with the routes of real time."""
-    # Tornado asks for a line for each request; at other levels nobody would read it.
-    verbose = logging.getLogger("handlers.access").isEnabledFor(logging.DEBUG)
-    return web.Application(
+    return application(
         [
             *v3.routes(services),
             *bancho.routes(services),
             *ops.routes(services),
             *transparency.routes(services),
             *realtime,
-        ],
+        ]
+    )
+
+
+def application(routes: Sequence[URLSpec]) -> JsonApplication:
+    """An application of these routes, in which everything else is not found."""
+    # Tornado asks for a line for each request; at other levels nobody would read it.
+    verbose = logging.getLogger("handlers.access").isEnabledFor(logging.DEBUG)
+    return JsonApplication(
+        routes,
         default_handler_class=NotFound,
         log_function=_log_request if verbose else _log_nothing,
     )

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from http import HTTPStatus
+from http.client import responses
 from typing import Any
 
 import msgspec
 import structlog
 from structlog.contextvars import bound_contextvars
 from tornado import web
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, ResponseStartLine, format_timestamp
 
 from chat.refusals import Malformed, Reason, Refused, TooBusy
 from eventstore.errors import InvalidEvent, LogUnavailable
 from eventstore.ids import new_id
 from handlers.limits import TooMany
+from http1.exchange import Exchange
+from http1.headers import CheckedHeaders
 
 MAX_BODY = 64 * 1024
 # A body that is not much too large is read to its end and thrown away, so that its sender reads the answer;
@@ -23,76 +30,119 @@ MAX_BODY = 64 * 1024
 MAX_DISCARDED = 1024 * 1024
 
 _log = structlog.get_logger(__name__)
+_JSON = "application/json; charset=UTF-8"
 _encoder = msgspec.json.Encoder()
 
 
-@web.stream_request_body
 class JsonHandler(web.RequestHandler):
     """Answers JSON objects, and knows what every kind of failure is called.
 
-    The body arrives in pieces, since Tornado by itself answers one that is too large without a word (and by 400).
+    A handler of Tornado's as far as its routes and methods go. What there is for one answer it keeps itself: none of
+    ours has cookies, an ETag or a template, nor sends its answer piece by piece. `handlers.dispatch` makes and runs it.
     """
 
-    request_id: str
-    # Whether the connection ends with the answer, since what else comes on it is not looked at.
-    _closes = False
     # How this API puts refusals into words: a status and a message for each reason, with `{seconds}` for its time.
     refusals: Mapping[Reason, tuple[int, str]] = {}
+    # Whether the body was too large to be kept.
+    is_too_large = False
+    # Whether the connection ends with the answer, since what else comes on it is not looked at.
+    _closes = False
+    _is_answered = False
+    _status = 200
 
-    def initialize(self, **services: object) -> None:
-        """Takes what the route hands in (`services`), as Tornado wants it."""
-        self._body = bytearray()
-        self._received = 0
-        for name, value in services.items():
-            setattr(self, name, value)
+    def __init__(self, application: web.Application, request: HTTPServerRequest, **given: Any) -> None:
+        # Tornado's constructor would make a dozen things that nobody here asks for.
+        self.application = application
+        self.request = request
+        self.request_id = new_id()
+        self._more: dict[str, str] = {}
+        # What the route hands in.
+        self.__dict__.update(given)
 
-    def set_default_headers(self) -> None:
-        """Every answer is JSON and tells the request's id, also one that was begun anew as an error."""
-        if not hasattr(self, "request_id"):
-            self.request_id = new_id()
-        self.clear_header("Server")
-        self.set_header("Content-Type", "application/json; charset=UTF-8")
-        self.set_header("X-Request-Id", self.request_id)
-        if self._closes:
-            self.set_header("Connection", "close")
+    async def serve(self, arguments: Sequence[bytes]) -> None:
+        """Calls the method with what the path's groups matched, and answers what goes wrong."""
+        try:
+            method = str(self.request.method)
+            if method not in self.SUPPORTED_METHODS:
+                raise web.HTTPError(405)
+            answering = getattr(self, method.lower())(*[self.decode_argument(argument) for argument in arguments])
+            if answering is not None:
+                await answering
+        except Exception as error:  # noqa: BLE001 - whatever it is, it has an answer
+            self._fail(error)
+        except asyncio.CancelledError as error:
+            self._fail(error)
+            raise
 
-    def compute_etag(self) -> str | None:
-        """None: answers change with the log, nobody asks for them conditionally."""
-        return None
-
-    def prepare(self) -> None:
-        """Refuses a body that says it is too large before it is read."""
-        length = self.request.headers.get("Content-Length", "0")
-        if length.isdecimal() and int(length) > MAX_DISCARDED:
-            self._closes = True
-            raise web.HTTPError(413)
-
-    def data_received(self, chunk: bytes) -> None:
-        """Gathers the body as far as it is small enough; one that has no end in sight is refused before its end."""
-        self._received += len(chunk)
-        if self._received <= MAX_BODY:
-            self._body += chunk
-        elif self._received > MAX_DISCARDED:
-            self._closes = True
-            self.send_error(413)
+    def refuse_body(self) -> None:
+        """Answers before the body was read to its end."""
+        self._closes = True
+        self._fail(web.HTTPError(413))
 
     def body(self) -> bytes:
         """The request's body, of at most `MAX_BODY` bytes."""
-        if self._received > MAX_BODY:
+        if self.is_too_large:
             raise web.HTTPError(413)
-        return bytes(self._body)
+        return self.request.body
+
+    def set_status(self, status_code: int, reason: str | None = None) -> None:  # noqa: ARG002 - it has the usual one
+        """The answer's status, if not 200."""
+        self._status = status_code
+
+    def get_status(self) -> int:
+        """The answer's status."""
+        return self._status
+
+    def set_header(self, name: str, value: Any) -> None:
+        """Adds a header to those that every answer has, or puts it in the place of one."""
+        self._more[name] = str(value)
 
     def reply(self, status: int, body: dict[str, Any]) -> None:
         """Sends the answer."""
-        self.set_status(status)
+        self._status = status
         self.finish(_encoder.encode(body))
 
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """The answer to what went wrong, Tornado's own errors among it."""
-        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
-        status, message, retry_after = self.told(error, status_code)
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> asyncio.Future[None]:
+        """Sends the answer, as a whole."""
+        assert not self._is_answered, "a request has one answer"  # noqa: S101
+        self._is_answered = True
+        body = _encoded(chunk)
+        connection = self.request.connection
+        if isinstance(connection, Exchange) and not self._more and not self._closes:
+            written = connection.answer(_head(self._status, int(time.time())) % self.request_id.encode(), body)
+        else:
+            written = self._write(body)
+        self.application.log_request(self)
+        return written
+
+    def _write(self, body: bytes) -> asyncio.Future[None]:
+        connection = self.request.connection
+        assert connection is not None  # noqa: S101 - it came by one
+        line = ResponseStartLine("HTTP/1.1", self._status, _reason(self._status))
+        # HEAD is told how long the answer would be.
+        sent = b"" if self.request.method == "HEAD" else body
+        written = connection.write_headers(line, self._headers_for(body), sent)
+        connection.finish()
+        return written
+
+    def _headers_for(self, body: bytes) -> HTTPHeaders:
+        fields = {"Content-Type": _JSON, "Date": _date(int(time.time())), "X-Request-Id": self.request_id}
+        fields |= self._more
+        fields["Content-Length"] = str(len(body))
+        if self._closes:
+            fields["Connection"] = "close"
+        return CheckedHeaders(fields)
+
+    def _fail(self, error: BaseException) -> None:
+        """Answers what went wrong, Tornado's own errors among it."""
+        self.log_exception(type(error), error, error.__traceback__)
+        if self._is_answered:
+            return
+        self._more = {}
+        status = error.status_code if isinstance(error, web.HTTPError) else HTTPStatus.INTERNAL_SERVER_ERROR
+        status, message, retry_after = self.told(error, status)
         if retry_after is not None:
-            self.set_header("Retry-After", str(math.ceil(retry_after)))
+            self.set_header("Retry-After", math.ceil(retry_after))
         if status == HTTPStatus.METHOD_NOT_ALLOWED:
             self.set_header("Allow", ", ".join(self.allowed()))
         self.reply(status, {"message": message})
@@ -114,6 +164,34 @@ class JsonHandler(web.RequestHandler):
                 _log.error("a request failed", exc_info=(typ, value, tb))
             elif status == HTTPStatus.SERVICE_UNAVAILABLE:
                 _log.warning("a request could not be served now", reason=str(value))
+
+
+def _encoded(chunk: str | bytes | dict[str, Any] | None) -> bytes:
+    match chunk:
+        case bytes():
+            return chunk
+        case str():
+            return chunk.encode()
+        case None:
+            return b""
+        case _:
+            return _encoder.encode(chunk)
+
+
+def _reason(status: int) -> str:
+    return responses.get(status, "Unknown")
+
+
+@lru_cache(1)
+def _date(second: int) -> str:
+    return format_timestamp(second)
+
+
+@lru_cache(16)
+def _head(status: int, second: int) -> bytes:
+    """The head of most answers in this second, with a place for the request's id; the connection adds the rest."""
+    fields = f"Content-Type: {_JSON}\r\nDate: {_date(second)}\r\nX-Request-Id: %b\r\n"
+    return f"HTTP/1.1 {status} {_reason(status)}\r\n{fields}".encode()
 
 
 def told(

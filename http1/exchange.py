@@ -92,6 +92,26 @@ class Exchange(HTTPConnection):
         self.is_begun = True
         return self._connection.write(data + self._framed(chunk) if chunk else data)
 
+    def answer(self, head: bytes, body: bytes) -> asyncio.Future[None]:
+        """Writes a whole answer, which has a body; as `write_headers` and `finish`, in a third of their time.
+
+        `head` is the status line and the fields, each with the end of its line and known to be good, without those that
+        are the connection's business: Content-Length and Connection.
+        """
+        connection = self._connection
+        if connection.is_over:
+            return _closed()
+        fields = b"Content-Length: %d\r\n" % len(body)
+        self.keeps_alive = self.keeps_alive and self.is_read and not connection.is_last
+        if not self.keeps_alive:
+            fields += b"Connection: close\r\n"
+        elif not self._is_modern:
+            fields += b"Connection: keep-alive\r\n"
+        self.is_begun = self.is_answered = True
+        written = connection.write(b"%b%b\r\n%b" % (head, fields, b"" if self.is_head else body))
+        connection.answered()
+        return written
+
     def write(self, chunk: bytes) -> asyncio.Future[None]:
         """Writes more of the body; as `write_headers`."""
         if self._connection.is_over:

@@ -1,8 +1,8 @@
-"""A request's headers as Tornado wants them, filled without a second look at what the parser has checked."""
+"""Headers as Tornado wants them, filled without a second look at what the parser has checked, or we have written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -10,6 +10,7 @@ from tornado.httputil import HTTPHeaders
 
 # Names beyond this are not remembered: whoever sends long ones shall not fill the memory with them.
 _USUAL_LENGTH = 64
+_NONE: Mapping[str, str] = {}
 
 
 def normalized(name: str) -> str:
@@ -31,17 +32,17 @@ def _decoded(name: bytes) -> str:
     return _capitalized(name.decode("latin-1"))
 
 
-class RequestHeaders(HTTPHeaders):
-    """Headers that the parser found, by their normalized names.
+class CheckedHeaders(HTTPHeaders):
+    """Headers that are known to be good: `fields` by their normalized names, and what comes to them.
 
     Tornado's own class matches each name and value against its grammar, which llhttp has done by then, and takes ten
     times as long. This one overrides every method that touches the storage, so it depends on none of Tornado's
     private parts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fields: Mapping[str, str] = _NONE) -> None:
         # Not the base's constructor, which would only make the storage that this class has in place of it.
-        self._values: dict[str, list[str]] = {}
+        self._values: dict[str, list[str]] = {name: [value] for name, value in fields.items()}
 
     def append(self, name: bytes, value: bytes) -> None:
         """Adds a field line whose name and value are known to be good."""
@@ -57,6 +58,11 @@ class RequestHeaders(HTTPHeaders):
         """The lines of a name, which must be normalized, as one; None if there is none."""
         values = self._values.get(name)
         return None if values is None else ",".join(values)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The lines of a name as one, or the default."""
+        values = self._values.get(normalized(name))
+        return default if values is None else ",".join(values)
 
     def add(self, name: str, value: str, **options: Any) -> None:
         """Adds a field line; raises `HTTPInputError` for what is none."""

@@ -18,7 +18,7 @@ from typing import NamedTuple, NoReturn
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from http1.headers import RequestHeaders
+from http1.headers import CheckedHeaders
 from http1.limits import Limits
 
 _END = b"\r\n\r\n"
@@ -51,7 +51,7 @@ class Head(NamedTuple):
     method: str
     target: str
     version: str
-    headers: RequestHeaders
+    headers: CheckedHeaders
     size: int
     has_body: bool
     keeps_alive: bool
@@ -72,7 +72,7 @@ class RequestParser:
         self._llhttp = HttpRequestParser(self)
         # Of the request at hand:
         self.is_complete = False
-        self._headers = RequestHeaders()
+        self._headers = CheckedHeaders()
         self._has_head = False
         self._upgrades = False
         self._keeps_alive = False
@@ -136,7 +136,7 @@ class RequestParser:
 
     def _begin(self) -> None:
         self.is_complete = self._has_head = self._upgrades = False
-        self._headers = RequestHeaders()
+        self._headers = CheckedHeaders()
         self._searched = self._received = self._overhead = 0
 
     def _feed_head(self, head: bytes) -> None:

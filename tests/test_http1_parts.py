@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tornado.httputil import HTTPHeaders, HTTPInputError
 
-from http1.headers import RequestHeaders
+from http1.headers import CheckedHeaders
 from http1.wheel import Wheel
 from tests.conftest import until
 
@@ -22,7 +22,7 @@ VALUES = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=5)
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(NAMES, VALUES)), NAMES)
 def test_headers_are_what_tornado_s_own_would_be(lines: list[tuple[str, str]], asked: str) -> None:
-    ours, tornado = RequestHeaders(), HTTPHeaders()
+    ours, tornado = CheckedHeaders(), HTTPHeaders()
     for name, value in lines:
         ours.append(name.encode(), value.encode())
         tornado.add(name, value)
@@ -37,7 +37,7 @@ def test_headers_are_what_tornado_s_own_would_be(lines: list[tuple[str, str]], a
 
 
 def test_headers_can_be_changed_as_tornado_s_own() -> None:
-    headers = RequestHeaders()
+    headers = CheckedHeaders()
     headers.append(b"A", b"1 \t")
     headers.add("a", "2")
     headers["b"] = "3"
