@@ -1,28 +1,64 @@
-"""Reading: a few connections that run compiled statements, for the log and for the read models alike."""
+"""Reading: a few connections that run compiled statements, for the log and for the read models alike.
+
+What is asked in one turn of the loop, and what waits for a connection meanwhile, is shared out among the connections
+that have nothing to do, and goes to the database as one batch for each: a small statement costs both sides less than
+to send it and to wake up for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
 from eventstore.connection import Connection, Row
-from eventstore.errors import LogUnavailable
+from eventstore.errors import LogError, LogUnavailable
 from eventstore.statements import Statement
 
 WAIT_SECONDS = 3.0
+# So that one that takes long keeps few others waiting.
+MAX_BATCH = 32
+
+
+class _Asked:
+    """A statement that was asked for."""
+
+    __slots__ = ("answer", "parameters", "since", "text")
+
+    def __init__(self, text: str, parameters: Sequence[bytes]) -> None:
+        loop = asyncio.get_running_loop()
+        self.text = text
+        self.parameters = parameters
+        self.answer: asyncio.Future[list[Row]] = loop.create_future()
+        self.since = loop.time()
+
+    def succeed(self, rows: list[Row]) -> None:
+        """Tells the rows, if somebody still waits for them."""
+        if not self.answer.done():
+            self.answer.set_result(rows)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the error, if somebody still waits."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
 
 
 class Reader:
-    """Runs statements, each as a transaction of its own, on at most `size` connections, opened as they are needed.
+    """Runs statements that change nothing, on at most `size` connections, opened as they are needed.
 
     There is nothing to reconnect: a broken connection is thrown away, and the next statement opens another or fails.
     """
 
     def __init__(self, conninfo: str, *, size: int = 8) -> None:
         self._conninfo = conninfo
+        self._size = size
         self._idle: list[Connection] = []
-        self._slots = asyncio.Semaphore(size)
+        self._batches: set[asyncio.Task[None]] = set()
+        self._asked: deque[_Asked] = deque()
+        self._is_due = False
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -33,38 +69,73 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._closed = True
+        for task in self._batches:
+            task.cancel()
+        await asyncio.gather(*self._batches, return_exceptions=True)
+        _fail(self._asked, LogUnavailable("the log was closed"))
+        self._asked.clear()
+        if self._timer is not None:
+            self._timer.cancel()
         while self._idle:
             await self._idle.pop().close()
 
     async def fetch(self, statement: Statement, **values: object) -> list[Row]:
         """All rows of the statement; raises `LogUnavailable` when the database cannot be reached, or is too busy."""
-        await self._take_slot()
-        try:
-            connection = await self._connection()
-            try:
-                return await connection.fetch(statement.text, statement.bind(values))
-            finally:
-                if connection.broken.done() or self._closed:
-                    await connection.close()
-                else:
-                    self._idle.append(connection)
-        finally:
-            self._slots.release()
+        asked = _Asked(statement.text, statement.bind(values))
+        self._asked.append(asked)
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._share_out)
+        return await asked.answer
 
     async def fetch_one(self, statement: Statement, **values: object) -> Row | None:
         """The statement's first row, or None."""
         rows = await self.fetch(statement, **values)
         return rows[0] if rows else None
 
-    async def _take_slot(self) -> None:
-        if not self._slots.locked():
-            await self._slots.acquire()
-            return
+    def _share_out(self) -> None:
+        """Gives what was asked to the connections that have nothing to do."""
+        self._is_due = False
+        while self._asked and (free := self._size - len(self._batches)):
+            # Those that are open first; another one is opened only for what would have to wait for them.
+            share = -(-len(self._asked) // max(1, min(free, len(self._idle))))
+            batch = [self._asked.popleft() for _ in range(min(share, MAX_BATCH))]
+            task = asyncio.ensure_future(self._run(batch))
+            self._batches.add(task)
+            task.add_done_callback(self._ended)
+        if self._asked and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(WAIT_SECONDS, self._give_up)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        if not self._closed:
+            self._share_out()
+
+    async def _run(self, batch: Sequence[_Asked]) -> None:
+        """Runs a batch, and tells everybody who waits for it how it went."""
         try:
-            async with asyncio.timeout(WAIT_SECONDS):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise LogUnavailable("the database is too busy") from None
+            connection = await self._connection()
+            try:
+                await _answer(connection, batch)
+            finally:
+                if connection.broken.done() or self._closed:
+                    await connection.close()
+                else:
+                    self._idle.append(connection)
+        except LogUnavailable as error:
+            _fail(batch, error)
+        except BaseException:
+            _fail(batch, LogUnavailable("the log is being closed"))
+            raise
+
+    def _give_up(self) -> None:
+        """Lets nobody wait for a connection for longer than `WAIT_SECONDS`."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        while self._asked and self._asked[0].since + WAIT_SECONDS <= loop.time():
+            self._asked.popleft().fail(LogUnavailable("the database is too busy"))
+        if self._asked:
+            self._timer = loop.call_at(self._asked[0].since + WAIT_SECONDS, self._give_up)
 
     async def _connection(self) -> Connection:
         """The connection that was used last, or a new one."""
@@ -74,3 +145,25 @@ class Reader:
                 return connection
             await connection.close()
         return await Connection.open(self._conninfo)
+
+
+async def _answer(connection: Connection, batch: Sequence[_Asked]) -> None:
+    """Runs the statements as one; if one of them fails, each of them on its own."""
+    try:
+        found = await connection.fetch_batch([(asked.text, asked.parameters) for asked in batch])
+    except LogUnavailable:
+        raise
+    except LogError as error:
+        if len(batch) == 1:
+            batch[0].fail(error)
+            return
+        for asked in batch:
+            await _answer(connection, [asked])
+    else:
+        for asked, rows in zip(batch, found, strict=True):
+            asked.succeed(rows)
+
+
+def _fail(batch: Iterable[_Asked], error: LogUnavailable) -> None:
+    for asked in batch:
+        asked.fail(error)
