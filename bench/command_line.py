@@ -86,6 +86,7 @@ class _Contestant(Protocol):
         """What must be installed for it to take part."""
 
 
+_T = TypeVar("_T")
 _C = TypeVar("_C", bound=_Contestant)
 
 
@@ -122,7 +123,7 @@ def _contestant(results: Results, case: str, name: str) -> dict[str, object]:
     }
 
 
-def interleaved(names: Sequence[str], round_number: int) -> list[str]:
+def interleaved(names: Sequence[_T], round_number: int) -> list[_T]:
     """The order of a round: each time another one begins, so that none always follows the same one."""
     start = round_number % len(names)
     return [*names[start:], *names[:start]]
