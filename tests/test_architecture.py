@@ -35,6 +35,8 @@ HOUSE: Mapping[str, set[str]] = {
 GUESTS = {"tests", "bench"}
 
 LIBRARIES: Mapping[str, set[str]] = {
+    # Comes with discord.py, and yarl with it: what its connections fail with and its addresses are made of.
+    "aiohttp": {"bot"},
     "alembic": {"eventstore", "projections"},
     "bcrypt": {"chat"},
     "click": {"audit"},
@@ -47,6 +49,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "sqlalchemy": {"eventstore", "projections"},
     "structlog": set(HOUSE),
     "tornado": {"handlers", "realtime", "server"},
+    "yarl": {"bot"},
     "zstandard": {"audit"},
 }
 
