@@ -6,6 +6,8 @@ Invariants:
   is interrupted, doing it again by the account's id erases the rest.
 * The account's id stays, with where and when it was connected, and with what others wrote to it. Its name is never
   given again: the stream that claimed it, which is called by a digest of it, is still there.
+* Which messages on Discord are copies of what is erased stays known, so that they can be removed there; it is told by
+  ids alone.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from chat.events import Erased
 from chat.names import BOT_ID, safe_name
 from chat.refusals import Malformed, Reason, Refused
 from eventstore.erasure import ERASED, MAX_POSITIONS
-from eventstore.events import Context, StreamWrite
+from eventstore.events import Context, RecordedEvent, StreamWrite
 from eventstore.ids import new_id
 from eventstore.log import EventLog
 
@@ -31,6 +33,17 @@ _RANGE = 20_000
 # A request of the account's that was let in just before its end is recorded by then.
 UNDER_WAY_SECONDS = 1.0
 _SENT = ("MessageSent", "DirectMessageSent")
+_REQUESTED = "DiscordMessageRequested"
+# What holds ids alone.
+_KEPT = frozenset(
+    {
+        ERASED,
+        "DiscordMessageReceived",
+        "DiscordMessageDelivered",
+        "DiscordMessageFailed",
+        "DiscordMessageWithdrawn",
+    }
+)
 
 # Called with the position up to which the log was looked through, and the one that is to be reached.
 Progress = Callable[[int, int], None]
@@ -103,15 +116,15 @@ class Erasure:
         return account
 
     async def erase_message(self, message_id: int, reason: str, erased_by: str) -> Outcome:
-        """Erases a message of either kind, deleted or not, with its deletion."""
+        """Erases a message of either kind, deleted or not, with its edits and its deletion; or a text to Discord."""
         _check_words(None, reason, erased_by)
 
         async def attempt() -> Outcome:
             first = await self._log.event_at(message_id)
-            if first is None or first.type not in _SENT:
+            if first is None or not _is_said(first):
                 raise Refused(Reason.MESSAGE_NOT_FOUND)
             history = await whole_stream(self._log, first.stream)
-            positions = tuple(event.position for event in history if event.type != ERASED and event.data is not None)
+            positions = tuple(event.position for event in history if event.type not in _KEPT and event.data is not None)
             if not positions:
                 raise Refused(Reason.ALREADY_ERASED)
             erased = Erased(None, message_id, positions, reason, erased_by)
@@ -194,11 +207,16 @@ class _Search:
         if self._account is not None:
             name = self._account.username
             speaking = await self._traces.speaking_of(name, safe_name(name), after, through)
-            self.mentions += [position for position in speaking if position not in fresh]
+            self.mentions += [each for each in speaking if each not in self.found and each not in self.mentions]
         return sorted(fresh)
 
     def _is_answer(self, trace: Trace) -> bool:
         return trace.correlation_id in self._requests
+
+
+def _is_said(event: RecordedEvent) -> bool:
+    """Whether an event is a message or a text to Discord that is no message: those have streams of their own."""
+    return event.type in _SENT or (event.type == _REQUESTED and event.version == 1)
 
 
 def _check_words(account: Account | None, reason: str, erased_by: str) -> None:
