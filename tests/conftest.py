@@ -25,6 +25,7 @@ from tornado.web import Application
 
 import projections
 from audit import cli
+from chat.bridging import Bridging
 from chat.commands import Commands
 from chat.connections import Connections
 from chat.passwords import PasswordHasher
@@ -199,10 +200,23 @@ def services(commands: Commands, connections: Connections, models: ReadModels, l
 NO_CONNECTIONS = {"open": 0, "opened": 0, "closed": {}, "delivered": 0, "delivered_bytes": 0}
 
 
-def make_services(commands: Commands, connections: Connections, models: ReadModels, log: EventLog) -> Services:
-    """What the handlers call, without limits, real-time connections and a restart under way."""
+def make_services(
+    commands: Commands,
+    connections: Connections,
+    models: ReadModels,
+    log: EventLog,
+    discord_channel: int | None = None,
+) -> Services:
+    """What the handlers call, without limits, real-time connections and a restart under way.
+
+    With a channel of Discord it takes what is to go there; nobody delivers it.
+    """
+    bridging = Bridging(
+        log, models, commands, SECRET, default_channel=discord_channel, configured=discord_channel is not None
+    )
     return Services(
         commands=commands,
+        bridging=bridging,
         connections=connections,
         reading=Reading(models),
         models=models,

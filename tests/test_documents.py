@@ -19,7 +19,7 @@ from tornado.testing import bind_unused_port
 from chat.events import TYPES
 from handlers import ops
 from handlers.sockets import admission, endpoints
-from handlers.v3 import ENDPOINTS
+from handlers.v3 import ENDPOINTS, QUERIES
 from tests.servers import ROOT, Server, until
 
 DOCS = ROOT / "docs"
@@ -105,7 +105,7 @@ def test_the_listeners_document_lists_every_command_with_its_keys() -> None:
 
     assert {quoted(event)[0]: quoted(rest)[0] for event, rest, _ in table} == endpoints.EVENTS
     for event, rest, keys in table:
-        body, _ = ENDPOINTS[quoted(rest)[0]]
+        body, _ = (ENDPOINTS | QUERIES)[quoted(rest)[0]]
         assert set(quoted(keys)) - {"idempotency_key"} == set(body.__struct_fields__) - {"token"}, event
 
 

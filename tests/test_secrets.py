@@ -40,6 +40,7 @@ class Talk:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.tokens: list[str] = []
+        self.link_code = ""
         self.answers: list[Answer] = []
 
     def post(self, endpoint: str, **body: Any) -> Answer:
@@ -68,6 +69,7 @@ class Talk:
         for token, status in ((alice, 200), (first, 401), (alice.upper(), 401), (f"{alice} ", 401), (CI_KEY, 401)):
             assert self.post("sendmessage", token=token, channel="den", message="hello").status == status
             self.post("getdms", token=token, count="many")
+        self.link_code = str(self.client.must("linkdiscord", token=alice)["code"])
         self._mistakes(alice)
 
     def _mistakes(self, token: str) -> None:
@@ -100,6 +102,7 @@ class Talk:
             "Alice's password": ALICE,
             "Bob's password": BOB,
             "a wrong password": WRONG,
+            "the link code": self.link_code,
             **{f"token {number}": token for number, token in enumerate(self.tokens)},
         }
 
@@ -135,7 +138,7 @@ def test_a_secret_would_be_found() -> None:
 
 def test_no_secret_is_logged_answered_or_stored(start_server: StartServer, cluster: str, database: str) -> None:
     url = make_conninfo(database, password=DATABASE_PASSWORD)
-    server = start_server(database_url=url, log_level="debug", ci_key=CI_KEY, secret=SECRET)
+    server = start_server(database_url=url, log_level="debug", ci_key=CI_KEY, secret=SECRET, discord_channel=77)
     with server.client() as client:
         talk = Talk(client)
         talk.go()
@@ -278,7 +281,7 @@ def everything_in(database: str) -> dict[str, bytes]:
 
 
 def test_no_secret_lies_in_any_file_but_the_one_for_it(start_server: StartServer) -> None:
-    server = start_server(log_level="debug", ci_key=CI_KEY)
+    server = start_server(log_level="debug", ci_key=CI_KEY, discord_channel=77)
     with server.client() as client:
         talk = Talk(client)
         talk.go()
