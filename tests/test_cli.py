@@ -55,6 +55,7 @@ FACT = NewEvent("Fact", encode({"text": "x" * 50}))
 OTHER = NewEvent("Other", encode({}))
 COMMANDS = [
     "asof",
+    "bot",
     "check",
     "checkpoint",
     "diff",
@@ -111,7 +112,7 @@ def test_a_command_s_help_names_its_settings(command: str, capsys: pytest.Captur
     assert cli.run([command, "--help"], _must_not_run) == 0
 
     told = "".join(capsys.readouterr().out.split())
-    shown = {each.name: each.settings or frozenset() for each in cli.COMMANDS}
+    shown = {each.name: each.settings or frozenset() for each in cli.COMMANDS} | {"bot": cli.BOT_SETTINGS}
     for setting in table():
         if command != "serve" and setting.name not in shown[command]:
             assert f"{setting.flag}TEXT" not in told
