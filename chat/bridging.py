@@ -76,7 +76,8 @@ class Delivery(msgspec.Struct, frozen=True):
     `stream` is where it was requested, and `sender` its sender's name; `message_id` is the message that it is, if it is
     one. `discord_message_ids` are its parts, in order, once Discord took it; `failed` is why it was given up. `settled`
     is the position of the event that said either, and `settled_at` its time. `withdrawn`: the message was deleted
-    before it was delivered.
+    before it was delivered. `recipient` is the name of the account that a person was called by; None: they were called
+    by their name on Discord.
     """
 
     delivery_id: int
@@ -92,6 +93,7 @@ class Delivery(msgspec.Struct, frozen=True):
     settled: int | None
     settled_at: datetime | None
     withdrawn: bool
+    recipient: str | None = None
 
     @property
     def status(self) -> Status:
@@ -248,16 +250,21 @@ class Bridging:
         rules.check_text_for_discord("message", text)
         self._check_configured()
         if await self._is_bridged_for(account, to):
+            # None of those of `sendmessage`, which hold no space.
+            own_key = None if idempotency_key is None else f"discord {idempotency_key}"
             return await self._commands.send_message(
-                account, to, text, correlation_id, idempotency_key, source_address=source_address
+                account, to, text, correlation_id, own_key, source_address=source_address
             )
-        person = await self._person_called(to)
+        recipient, person = await self._person_called(to)
         if person is None:
             raise Refused(Reason.NOT_REACHABLE)
         await self._commands.check_may_speak(account)
-        source = self._sealed(source_address)
         requested = rules.request_delivery(
-            account.account_id, text, discord_user_id=person.discord_user_id, source=source
+            account.account_id,
+            text,
+            discord_user_id=person.discord_user_id,
+            recipient_id=None if recipient is None else recipient.account_id,
+            source=self._sealed(source_address),
         )
         command_id = command_id_of(account, "discord person", idempotency_key)
         return await self._request(account, requested, correlation_id, command_id)
@@ -478,10 +485,13 @@ class Bridging:
             return False
         return await self._commands.may_write(account, found)
 
-    async def _person_called(self, name: str) -> DiscordUser | None:
+    async def _person_called(self, name: str) -> tuple[Account | None, DiscordUser | None]:
+        """Somebody on Discord, with the account that they were called by."""
         account = await self._models.account_by_name(safe_name(name))
         linked = None if account is None else await self._models.discord_user_of(account.account_id)
-        return linked or await self._models.discord_user_by_name(name.strip())
+        if linked is not None:
+            return account, linked
+        return None, await self._models.discord_user_by_name(name.strip())
 
     async def _request(
         self, account: Account, requested: DiscordMessageRequested, correlation_id: str, command_id: str | None

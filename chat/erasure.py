@@ -25,15 +25,15 @@ from chat.events import Erased
 from chat.names import BOT_ID, safe_name
 from chat.refusals import Malformed, Reason, Refused
 from eventstore.erasure import ERASED, MAX_POSITIONS
-from eventstore.events import Context, RecordedEvent, StreamWrite
+from eventstore.events import Context, StreamWrite
 from eventstore.ids import new_id
 from eventstore.log import EventLog
 
 _RANGE = 20_000
 # A request of the account's that was let in just before its end is recorded by then.
 UNDER_WAY_SECONDS = 1.0
-_SENT = ("MessageSent", "DirectMessageSent")
-_REQUESTED = "DiscordMessageRequested"
+# By which of its events something is named that has a stream of its own.
+_NAMING = ("MessageSent", "DirectMessageSent", "DiscordMessageRequested", "DiscordUserSeen")
 # What holds ids alone.
 _KEPT = frozenset(
     {
@@ -116,21 +116,26 @@ class Erasure:
         return account
 
     async def erase_message(self, message_id: int, reason: str, erased_by: str) -> Outcome:
-        """Erases a message of either kind, deleted or not, with its edits and its deletion; or a text to Discord."""
+        """Erases a message of either kind, deleted or not, with its edits and its deletion; or a text to Discord.
+
+        Or what is known of somebody on Discord, named by where they were seen: who have no account need that.
+        """
         _check_words(None, reason, erased_by)
 
         async def attempt() -> Outcome:
             first = await self._log.event_at(message_id)
-            if first is None or not _is_said(first):
+            if first is None or first.type not in _NAMING:
                 raise Refused(Reason.MESSAGE_NOT_FOUND)
             history = await whole_stream(self._log, first.stream)
             positions = tuple(event.position for event in history if event.type not in _KEPT and event.data is not None)
             if not positions:
                 raise Refused(Reason.ALREADY_ERASED)
-            erased = Erased(None, message_id, positions, reason, erased_by)
+            # It may have been named by the delivery that it is.
+            beginning = history[0].position
+            erased = Erased(None, beginning, positions, reason, erased_by)
             write = StreamWrite(first.stream, [erased.recorded_form()], expected_version=len(history))
             recorded = await self._log.append(write, context=_context())
-            return Outcome(None, message_id, len(positions), (recorded.first_position,))
+            return Outcome(None, beginning, len(positions), (recorded.first_position,))
 
         return await until_settled(attempt)
 
@@ -212,11 +217,6 @@ class _Search:
 
     def _is_answer(self, trace: Trace) -> bool:
         return trace.correlation_id in self._requests
-
-
-def _is_said(event: RecordedEvent) -> bool:
-    """Whether an event is a message or a text to Discord that is no message: those have streams of their own."""
-    return event.type in _SENT or (event.type == _REQUESTED and event.version == 1)
 
 
 def _check_words(account: Account | None, reason: str, erased_by: str) -> None:

@@ -269,7 +269,8 @@ class DiscordMessageRequested(Event, frozen=True, gc=False, omit_defaults=True):
     """A text is to be delivered to Discord; this event's position is the delivery's id.
 
     It goes to a channel or to a person: of the two ids the other is None. `of_message` says that it is the message at
-    the position before this one, recorded with it, in its stream.
+    the position before this one, recorded with it, in its stream. `recipient_id` is the account that the person was
+    called by; None: they were called by their name on Discord.
     """
 
     sender_id: int
@@ -278,6 +279,7 @@ class DiscordMessageRequested(Event, frozen=True, gc=False, omit_defaults=True):
     text: str
     of_message: bool = False
     source: str | None = None
+    recipient_id: int | None = None
 
 
 class DiscordMessageDelivered(Event, frozen=True, gc=False):
@@ -309,8 +311,9 @@ class DiscordMessageWithdrawn(Event, frozen=True, gc=False):
 class Erased(Event, frozen=True, gc=False):
     """The data of the events at these positions was emptied, in the transaction that recorded this one.
 
-    It stands in the stream of what was erased: a message, or an account with all that it said; of the two ids the other
-    is None. `erased_by` is who did it, in words, since operators need no account.
+    It stands in the stream of what was erased: an account with all that it said; or a message, a text to Discord, or
+    somebody there, of which `message_id` is the first position. Of the two ids the other is None. `erased_by` is who
+    did it, in words, since operators need no account.
     """
 
     account_id: int | None

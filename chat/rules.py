@@ -245,13 +245,14 @@ def request_delivery(
     *,
     discord_channel_id: int | None = None,
     discord_user_id: int | None = None,
+    recipient_id: int | None = None,
     of_message: bool = False,
     source: str | None = None,
 ) -> DiscordMessageRequested:
-    """Asks for a text to be delivered to a channel of Discord, or to somebody there."""
+    """Asks for a text to be delivered to a channel of Discord, or to somebody there, called by an account or not."""
     channel = None if discord_channel_id is None else str(discord_channel_id)
     user = None if discord_user_id is None else str(discord_user_id)
-    return DiscordMessageRequested(sender_id, channel, user, text, of_message, source)
+    return DiscordMessageRequested(sender_id, channel, user, text, of_message, source, recipient_id)
 
 
 def see_discord_user(discord_user_id: int, username: str, *, known_as: str | None) -> DiscordUserSeen | None:

@@ -41,6 +41,8 @@ deliveries = sa.Table(
     sa.Column("settled_at", MOMENT),
     # Whether its message was deleted, be it delivered or not.
     sa.Column("withdrawn", sa.Boolean, nullable=False),
+    # The account that the person was called by; null: they were called by their name on Discord.
+    sa.Column("recipient_id", sa.BigInteger),
     sa.Index(None, "sender_id", "delivery_id"),
 )
 is_waiting = sa.and_(
@@ -114,9 +116,10 @@ def _requested(source: Source) -> sa.Insert:
         text(source, "text"),
         source.c.recorded_at,
         sa.func.coalesce(message_id.in_(deleted_ids(source)), sa.false()),
+        number(source, "recipient_id"),
     ).where(told(source, "DiscordMessageRequested"))
     columns = ["delivery_id", "stream", "sender_id", "message_id", "discord_channel_id", "discord_user_id", "text"]
-    return sa.insert(deliveries).from_select([*columns, "requested_at", "withdrawn"], rows)
+    return sa.insert(deliveries).from_select([*columns, "requested_at", "withdrawn", "recipient_id"], rows)
 
 
 def _last_settled(source: Source) -> sa.Subquery:
@@ -284,6 +287,7 @@ def _read(rows: sa.FromClause) -> sa.Select[Any]:
         c.settled,
         c.settled_at,
         c.withdrawn,
+        username(c.recipient_id),
     )
 
 
@@ -297,7 +301,9 @@ def _delivery(row: Row) -> Delivery:
 
 def _waiting(*destination: sa.ColumnElement[bool]) -> Statement:
     read = _read(deliveries).where(is_waiting, *destination)
-    return Statement(read.order_by(deliveries.c.delivery_id).limit(_LIMIT))
+    # By the whole index, and the id as a range: or the planner may sort all that wait, or walk past all that do not.
+    c = deliveries.c
+    return Statement(read.order_by(c.discord_channel_id, c.discord_user_id, c.delivery_id).limit(_LIMIT))
 
 
 _c = deliveries.c
@@ -307,12 +313,8 @@ _DESTINATIONS = Statement(
     .group_by(_c.discord_channel_id, _c.discord_user_id)
     .order_by(sa.func.min(_c.delivery_id))
 )
-_WAITING_FOR_CHANNEL = _waiting(
-    _c.discord_channel_id == sa.bindparam("discord_id", type_=sa.BigInteger), _c.discord_user_id.is_(None)
-)
-_WAITING_FOR_USER = _waiting(
-    _c.discord_channel_id.is_(None), _c.discord_user_id == sa.bindparam("discord_id", type_=sa.BigInteger)
-)
+_WAITING_FOR_CHANNEL = _waiting(range_of(_c.discord_channel_id, "discord_id"), _c.discord_user_id.is_(None))
+_WAITING_FOR_USER = _waiting(_c.discord_channel_id.is_(None), range_of(_c.discord_user_id, "discord_id"))
 _OF_SENDER = Statement(
     _read(deliveries)
     .where(range_of(_c.sender_id, "account_id"))

@@ -57,6 +57,7 @@ class _Delivery:
     settled: int | None = None
     settled_at: datetime | None = None
     withdrawn: bool = False
+    recipient_id: int | None = None
 
 
 @dataclasses.dataclass
@@ -252,6 +253,7 @@ class Fold:
             fact.number("discord_user_id"),
             fact["text"],
             fact.at,
+            recipient_id=fact.get("recipient_id"),
         )
 
     def _delivered(self, fact: Fact) -> None:

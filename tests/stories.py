@@ -310,7 +310,9 @@ class Teller:
 
     def _ask(self, step: Step) -> list[Event]:
         channel, user = ("901", None) if step.first % 2 else (None, f"{70 + step.second}")
-        return [DiscordMessageRequested(self._account(step.second), channel, user, step.words)]
+        recipient_id = None if user is None or step.first % 4 else self._account(step.second + 1)
+        sender_id = self._account(step.second)
+        return [DiscordMessageRequested(sender_id, channel, user, step.words, recipient_id=recipient_id)]
 
     def _settle(self, step: Step) -> list[Event]:
         seen = [delivery_id for delivery_id in self._asked if delivery_id <= self._recorded]

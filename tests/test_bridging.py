@@ -205,7 +205,7 @@ async def test_a_text_goes_to_the_default_channel_once_for_a_key(
     assert (kind, body) == requested(alice, "hello", discord_channel_id=str(DEFAULT))
     assert others == [
         requested(bob, "hello", discord_channel_id=str(DEFAULT)),
-        requested(alice, "hello", discord_user_id=str(AL.discord_user_id)),
+        requested(alice, "hello", discord_user_id=str(AL.discord_user_id), recipient_id=alice.account_id),
     ]
 
 
@@ -224,6 +224,18 @@ async def test_what_is_sent_to_a_bridged_channel_is_a_message_there_of_its_membe
 
 
 @pytest.mark.gen_test
+async def test_a_key_for_discord_is_none_of_a_channel_here_whatever_is_bridged(
+    commands: Commands, bridging: Bridging, alice: Account, bridged: Channel
+) -> None:
+    here = await commands.send_message(alice, "den", "hello", "c", "a key")
+    there = await bridging.send(alice, "den", "hello", "c", "a key")
+    again = await bridging.send(alice, "den", "hello", "c", "a key")
+
+    assert [each.repeated for each in (here, there, again)] == [False, False, True]
+    assert again.first_position == there.first_position
+
+
+@pytest.mark.gen_test
 async def test_a_person_is_called_by_their_account_or_else_by_their_name_on_discord(
     bridging: Bridging, alice: Account, bob: Account, al: DiscordUser, models: ReadModels
 ) -> None:
@@ -235,6 +247,8 @@ async def test_a_person_is_called_by_their_account_or_else_by_their_name_on_disc
         return (await delivery_of(models, await bridging.send(alice, name, "hello", "c"))).destination.discord_user_id
 
     assert [await reached(name) for name in ("ALICE a", "al", "AL", " bob ")] == [AL.discord_user_id] * 3 + [6]
+    sent = await models.deliveries.of_sender(alice.account_id, 4)
+    assert [each.recipient for each in sent] == ["Alice A", None, None, None]
     for nobody in ("carol", "den", "#den", "", BOT_NAME, ANNOUNCE):
         assert await refused(bridging.send(alice, nobody, "hello", "c")) is Reason.NOT_REACHABLE
 
@@ -400,6 +414,20 @@ async def test_whose_account_was_erased_is_nobody_s_and_was_never_seen(
 
 
 # --- bridges -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+async def test_who_was_erased_on_discord_is_nobody_s_and_may_be_seen_and_linked_anew(
+    bridging: Bridging, alice: Account, al: DiscordUser, models: ReadModels, log: EventLog
+) -> None:
+    [seen] = [event.position for event in await log.read() if event.type == "DiscordUserSeen"]
+    await Erasure(log, models, Traces(log.reader)).erase_message(seen, "asked for", "an operator")
+
+    assert await models.account_of_discord_user(al.discord_user_id) is None
+    assert await bridging.unlink(al, "c") is None
+    assert await bridging.see_user(al, "c")
+    await link(bridging, al, alice)
+    assert await models.account_of_discord_user(al.discord_user_id) == alice
 
 
 @pytest.mark.gen_test

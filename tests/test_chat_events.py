@@ -178,10 +178,10 @@ FROZEN: list[tuple[Event, str, int, str]] = [
         '{"discord_channel_id":"5","discord_user_id":null,"sender_id":1000,"text":"hi"}',
     ),
     (
-        DiscordMessageRequested(1000, None, "77", "hi", of_message=True, source="c2VhbGVk"),
+        DiscordMessageRequested(1000, None, "77", "hi", of_message=True, source="c2VhbGVk", recipient_id=1001),
         "DiscordMessageRequested",
         1,
-        '{"discord_channel_id":null,"discord_user_id":"77","of_message":true,"sender_id":1000,'
+        '{"discord_channel_id":null,"discord_user_id":"77","of_message":true,"recipient_id":1001,"sender_id":1000,'
         '"source":"c2VhbGVk","text":"hi"}',
     ),
     (

@@ -501,3 +501,25 @@ async def test_what_is_asked_of_40_000_deliveries_is_read_in_short_index_ranges(
             assert "Seq Scan" not in {node["Node Type"] for node in nodes(plan)}
             assert max(node.get("Rows Removed by Filter", 0) for node in nodes(plan)) == 0
             assert buffers(plan) <= 12 * plan["Actual Rows"] + 20
+
+
+@pytest.mark.gen_test
+async def test_the_oldest_that_waits_is_found_at_once_however_many_others_wait_or_do_not(database: str) -> None:
+    rows = (
+        "INSERT INTO deliveries SELECT n, 's-' || n, 1000, NULL, CASE WHEN n % 2 > 0 THEN 900 END, "
+        "CASE WHEN n % 2 = 0 THEN 77 END, 't', now(), {}, NULL, NULL, NULL, false FROM generate_series({}) AS n"
+    )
+    with tables.connect(database) as connection:
+        connection.execute(rows.format("ARRAY[n]", "1, 10000").encode())
+        tables.run(connection, "ANALYZE")
+        # All that the planner has seen by then is that none waits.
+        connection.execute(rows.format("NULL", "10001, 20000").encode())
+        for analyzed in (False, True):
+            if analyzed:
+                tables.run(connection, "ANALYZE")
+            async with explainer(database) as explaining:
+                for destination in (TO_SQUARE, TO_NELLY):
+                    await Deliveries(explaining).waiting(destination, 1)
+
+            assert [plan["Actual Rows"] for plan in explaining.plans] == [1, 1]
+            assert all(buffers(plan) <= 50 for plan in explaining.plans)

@@ -542,8 +542,36 @@ async def test_a_text_to_discord_that_is_no_message_is_erased_by_its_delivery_s_
     assert await models.deliveries.by_id(on_discord.alone) is None
     assert await refused(erasure.erase_message(on_discord.alone, REASON, BY)) is Reason.ALREADY_ERASED
     assert await refused(erasure.erase_message(on_discord.sent, REASON, BY)) is Reason.ALREADY_ERASED
-    for position in (on_discord.mention + 1, on_discord.sent + 2, on_discord.came + 1, on_discord.seen):
+    for position in (on_discord.sent + 2, on_discord.came + 1, on_discord.seen + 1):
         assert await refused(erasure.erase_message(position, REASON, BY)) is Reason.MESSAGE_NOT_FOUND
+    mention = await erasure.erase_message(on_discord.mention + 1, REASON, BY)
+    assert (mention.message_id, mention.erased) == (on_discord.mention, 3), "a message by its delivery, too"
+
+
+@pytest.mark.gen_test
+async def test_who_is_on_discord_alone_is_erased_by_where_they_were_seen(
+    commands: Commands,
+    erasure: Erasure,
+    log: EventLog,
+    models: ReadModels,
+    database: str,
+    beside: tables.Beside,
+) -> None:
+    for name in (NAME, "bob"):
+        await commands.register(name, PASSWORD, "c")
+    on_discord = OnDiscord(log)
+    await on_discord.happen()
+
+    erased = await erasure.erase_message(on_discord.seen, REASON, BY)
+
+    assert erased.erased == 3, "two names and the link"
+    await asyncio.to_thread(scrub, database, tables.READ_MODELS)
+    assert places_of(database, "zebra.dc", "zebra.anew") == []
+    assert (await models.discord_username(77), await models.discord_user_of(1000)) == (None, None)
+    assert await models.discord_username(78) == "nelly"
+    head = await log.head()
+    assert beside.project([(0, head)]) == tables.read_models(beside.connection)
+    assert await refused(erasure.erase_message(on_discord.seen, REASON, BY)) is Reason.ALREADY_ERASED
 
 
 @pytest.mark.gen_test

@@ -413,10 +413,10 @@ def test_a_text_for_discord_has_the_length_of_every_text(text: str) -> None:
 
 def test_a_delivery_goes_to_a_channel_or_to_a_person() -> None:
     to_channel = rules.request_delivery(1000, "hello", discord_channel_id=2**60, of_message=True)
-    to_person = rules.request_delivery(1000, "hello", discord_user_id=7, source="sealed")
+    to_person = rules.request_delivery(1000, "hello", discord_user_id=7, recipient_id=1001, source="sealed")
 
     assert to_channel == DiscordMessageRequested(1000, str(2**60), None, "hello", of_message=True)
-    assert to_person == DiscordMessageRequested(1000, None, "7", "hello", source="sealed")
+    assert to_person == DiscordMessageRequested(1000, None, "7", "hello", source="sealed", recipient_id=1001)
 
 
 def test_somebody_on_discord_is_noted_under_a_new_name_only() -> None:

@@ -112,9 +112,25 @@ async def test_senddcmsg_to_a_person_answers_200_and_asks_for_its_delivery(world
     ]
 
     assert [answer.said for answer in answers] == [DM_SENT] * 3
-    # Who is linked is shown as who they are here: what they are called on Discord is theirs to tell.
-    assert [delivery["to"]["person"] for delivery in await deliveries(ann)] == [stranger.username, *[bob.username] * 2]
     assert {delivery["message_id"] for delivery in await deliveries(ann)} == {None}
+
+
+async def test_nobody_learns_by_writing_to_them_which_account_somebody_on_discord_is(
+    world: World, bridge: Bridge
+) -> None:
+    ann, bob, eve = await world.person(), await world.person(), await world.person()
+    called = [(await bridge.meets()).username, bob.username, (linked := await bridge.links(bob)).username]
+    for name in called:
+        await ann.does("senddcmsg", channel=name, message="hello")
+    # Nor later, when they are no account any more, or another one.
+    shown = [[delivery["to"] for delivery in await deliveries(ann)]]
+    await bridge.bridging.unlink(linked, CONTEXT)
+    shown.append([delivery["to"] for delivery in await deliveries(ann)])
+    code = (await eve.does("linkdiscord")).body["code"]
+    await bridge.bridging.link(linked, code, CONTEXT)
+    shown.append([delivery["to"] for delivery in await deliveries(ann)])
+
+    assert shown == [[{"person": name} for name in called]] * 3
 
 
 # senddcmsg: "if the user is not in the channel {'message': 'Invalid input or user not in channel'}, 400", and the same

@@ -15,7 +15,7 @@ from projections.messages import Message
 
 # A status and a body.
 Answer = tuple[int, dict[str, Any]]
-# What people on Discord are called, by their ids there; None: nobody knows any more.
+# What people are called on Discord, by their ids there; None: nobody knows any more.
 People = Mapping[int, str | None]
 
 REFUSALS: dict[Reason, tuple[int, str]] = {
@@ -72,15 +72,10 @@ def shown_channel(channel: Channel) -> dict[str, Any]:
 
 def shown_delivery(delivery: Delivery, people: People) -> dict[str, Any]:
     """A text to Discord as its sender sees it, with what has become of it."""
-    to = delivery.destination
     return {
         "delivery_id": delivery.delivery_id,
         "message_id": delivery.message_id,
-        "to": (
-            {"channel": str(to.discord_channel_id)}
-            if to.discord_user_id is None
-            else {"person": people.get(to.discord_user_id)}
-        ),
+        "to": _destination(delivery, people),
         "message": delivery.text,
         "status": delivery.status,
         "discord_message_ids": [str(discord_id) for discord_id in delivery.discord_message_ids or ()],
@@ -88,3 +83,11 @@ def shown_delivery(delivery: Delivery, people: People) -> dict[str, Any]:
         "requested_at": timestamp(delivery.requested_at),
         "settled_at": None if delivery.settled_at is None else timestamp(delivery.settled_at),
     }
+
+
+def _destination(delivery: Delivery, people: People) -> dict[str, str | None]:
+    """Where it goes. A person is shown as who they were called by, so that nobody learns which account is whom."""
+    to = delivery.destination
+    if to.discord_user_id is None:
+        return {"channel": str(to.discord_channel_id)}
+    return {"person": people.get(to.discord_user_id) if delivery.recipient is None else delivery.recipient}

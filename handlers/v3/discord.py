@@ -52,12 +52,6 @@ async def deliveries(call: Call[ReadSent]) -> Answer:
 
 
 async def _people(services: Services, found: Iterable[Delivery]) -> People:
-    """What the people to whom the deliveries go are called here."""
-    ids = {each.destination.discord_user_id for each in found if each.destination.discord_user_id is not None}
-    return {discord_user_id: await _name(services, discord_user_id) for discord_user_id in ids}
-
-
-async def _name(services: Services, discord_user_id: int) -> str | None:
-    """The name of somebody's account rather than that on Discord, which they may want to keep from people here."""
-    account = await services.models.account_of_discord_user(discord_user_id)
-    return await services.models.discord_username(discord_user_id) if account is None else account.username
+    """What those are called to whom the deliveries go, and who were called by their names on Discord."""
+    ids = {each.destination.discord_user_id for each in found if each.recipient is None}
+    return {each: await services.models.discord_username(each) for each in ids if each is not None}

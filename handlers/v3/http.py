@@ -19,13 +19,15 @@ from handlers.v3.call import Call, Endpoint
 from handlers.v3.proof import ProofHandler
 
 
-class V3Handler(JsonHandler):
-    """Decodes the body, calls the endpoint, sends its answer."""
-
+class _EndpointHandler(JsonHandler):
     refusals = REFUSALS
     endpoint: Endpoint[Any]
     decode: Decoder
     services: Services
+
+
+class V3Handler(_EndpointHandler):
+    """Decodes the body, calls the endpoint, sends its answer."""
 
     async def post(self) -> None:
         """The only method that V3 has."""
@@ -44,13 +46,8 @@ class V3Handler(JsonHandler):
         return None if key is None else idempotency_key("Idempotency-Key", key)
 
 
-class QueryHandler(JsonHandler):
+class QueryHandler(_EndpointHandler):
     """The same for what only reads: the body is put together of the address's query and the token's header."""
-
-    refusals = REFUSALS
-    endpoint: Endpoint[Any]
-    decode: Decoder
-    services: Services
 
     async def get(self) -> None:
         """The only method that queries have."""

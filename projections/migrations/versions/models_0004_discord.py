@@ -43,6 +43,7 @@ def _deliveries() -> None:
         sa.Column("settled", sa.BigInteger),
         sa.Column("settled_at", MOMENT),
         sa.Column("withdrawn", sa.Boolean, nullable=False),
+        sa.Column("recipient_id", sa.BigInteger),
         sa.PrimaryKeyConstraint("delivery_id", name="deliveries_pkey"),
     )
     op.create_index("deliveries_sender_id_delivery_id_idx", "deliveries", ["sender_id", "delivery_id"])
