@@ -26,7 +26,7 @@ Serve = Callable[[Settings], None]
 _SERVE, _BOT = "serve", "bot"
 # They run until they are told to stop, and show no findings.
 _RUNNING = frozenset({_SERVE, _BOT})
-BOT_SETTINGS = LOG_SETTINGS | {"secret", "discord_token", "discord_api", "discord_give_up"}
+BOT_SETTINGS = LOG_SETTINGS | {"secret", "operators", "discord_token", "discord_api", "discord_give_up"}
 
 COMMANDS: tuple[Command, ...] = (
     migrate.COMMAND,

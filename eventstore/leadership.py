@@ -59,6 +59,7 @@ class Leadership:
         An unreachable database is waited for. Raises what the work raises.
         """
         backoff = Backoff()
+        is_told = False
         while True:
             await backoff.pause()
             try:
@@ -66,12 +67,15 @@ class Leadership:
                 try:
                     await self._wait(connection)
                     backoff.reset()
+                    is_told = False
                     await self._lead(connection, work)
                     return
                 finally:
                     await connection.close()
             except LogUnavailable as error:
-                _log.warning(f"{self._name}: not led from here", error=str(error))
+                if not is_told:
+                    _log.warning(f"{self._name}: not led from here", error=str(error))
+                is_told = True
 
     async def _wait(self, connection: Connection) -> None:
         """Returns once this process leads."""

@@ -8,15 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from tornado.ioloop import IOLoop
-
 from bot.bridge.outbox import DeliveryModel, Outbox
 from bot.bridge.rest import logged_in
 from chat.bridging import Bridging, Delivery, DiscordUser
 from chat.commands import Account, Commands, utc_now
 from eventstore.log import EventLog
 from projections.models import ReadModels
-from tests.conftest import SECRET, on_loop
+from tests.conftest import SECRET
 from tests.standin.faults import Predicate, Request
 from tests.standin.server import Discord
 from tests.standin.things import Channel, User
@@ -37,6 +35,7 @@ class Scene:
     discord: Discord
     channel: Channel
     alice: Account
+    den: str = "den"
 
     async def writes(self, *texts: str) -> list[int]:
         """Alice writes to the default channel; the deliveries' ids."""
@@ -52,14 +51,16 @@ class Scene:
 
     async def says(self, *texts: str) -> list[int]:
         """Alice says something in her channel, which is bridged; the messages' ids."""
-        return [(await self.commands.send_message(self.alice, "den", text, "request")).first_position for text in texts]
+        return [
+            (await self.commands.send_message(self.alice, self.den, text, "request")).first_position for text in texts
+        ]
 
     async def bridges(self) -> None:
         """Alice's channel is bridged to the one on Discord."""
-        await self.commands.make_channel(self.alice, "den", "request")
+        await self.commands.make_channel(self.alice, self.den, "request")
         on_discord = DiscordUser(self.discord.person("alice").id, "alice")
         await self.bridging.link(on_discord, self.bridging.link_code(self.alice).code, "link")
-        await self.bridging.bridge(on_discord.discord_user_id, "den", self.channel.id, 0, "bridge")
+        await self.bridging.bridge(on_discord.discord_user_id, self.den, self.channel.id, 0, "bridge")
 
     async def delivery(self, delivery_id: int) -> Delivery:
         delivery = await self.models.deliveries.by_id(delivery_id)
@@ -81,12 +82,15 @@ class Scene:
 
     @asynccontextmanager
     async def outbox(
-        self, now: Callable[[], datetime] = utc_now, model: DeliveryModel | None = None
+        self,
+        now: Callable[[], datetime] = utc_now,
+        model: DeliveryModel | None = None,
+        pauses: tuple[float, float] = PAUSES,
     ) -> AsyncIterator[None]:
         """Delivers meanwhile; `model` is what it asks in place of the read model."""
         async with logged_in(self.discord.token) as rest:
             asked = model or self.models.deliveries
-            outbox = Outbox(self.log, asked, self.bridging, rest, give_up=DAY, pauses=PAUSES, now=now)
+            outbox = Outbox(self.log, asked, self.bridging, rest, give_up=DAY, pauses=pauses, now=now)
             running = asyncio.create_task(outbox.run())
             try:
                 yield
@@ -94,6 +98,14 @@ class Scene:
             finally:
                 running.cancel()
                 await asyncio.wait([running])
+
+    async def ends(self) -> None:
+        """Nothing waits any more for this scene, on whose log another one follows."""
+        for destination in await self.models.deliveries.destinations():
+            for delivery in await self.models.deliveries.waiting(destination, 1000):
+                await self.bridging.failed(delivery, "the scene has ended")
+        for copy in await self.models.deliveries.doomed(1000):
+            await self.bridging.withdrawn(copy.discord_channel_id, [copy.discord_message_id])
 
     async def until_nothing_waits(self) -> None:
         """Returns when all deliveries are settled."""
@@ -108,12 +120,16 @@ class Scene:
                 await asyncio.sleep(0.005)
 
 
-def make_scene(io_loop: IOLoop, log: EventLog, models: ReadModels, commands: Commands, discord: Discord) -> Scene:
-    """A scene in which Alice is registered, and the channel on Discord is the default one."""
+def make_scene(log: EventLog, models: ReadModels, commands: Commands, discord: Discord, alice: Account) -> Scene:
+    """A scene in which the channel on Discord is the default one, and Alice's channel has a name of its own."""
     channel = discord.text_channel(discord.guild("Minutes"), "general")
     bridging = Bridging(log, models, commands, SECRET, default_channel=channel.id, configured=True)
-    alice = on_loop(io_loop, lambda: commands.register("Alice", "Passw0rd!", "request"))
-    return Scene(log, models, commands, bridging, discord, channel, alice)
+    return Scene(log, models, commands, bridging, discord, channel, alice, den=f"den-{channel.id}")
+
+
+async def register_alice(commands: Commands) -> Account:
+    """Her account."""
+    return await commands.register("Alice", "Passw0rd!", "request")
 
 
 def sending(channel: Channel | None = None) -> Predicate:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
+from structlog.testing import capture_logs
 
 from eventstore.errors import LogUnavailable
 from eventstore.leadership import Leadership
@@ -79,15 +80,20 @@ async def test_who_loses_its_connection_stops_and_may_lead_again(database: str, 
 @pytest.mark.gen_test
 async def test_nobody_leads_while_the_database_is_away(database: str, outage: Outage) -> None:
     candidates = Candidate(), Candidate()
-    async with standing(database, *candidates) as tasks:
-        await until(leading(candidates))
+    with capture_logs() as logs:
+        async with standing(database, *candidates) as tasks:
+            await until(leading(candidates))
 
-        outage.begin()
-        await until(lambda: not any(each.leads for each in candidates))
-        assert not any(task.done() for task in tasks)
-        outage.end()
+            outage.begin()
+            await until(lambda: not any(each.leads for each in candidates))
+            await asyncio.sleep(0.3)
+            assert not any(task.done() for task in tasks)
+            outage.end()
 
-        await until(leading(candidates))
+            await until(leading(candidates))
+
+    told = sum(line["log_level"] == "warning" for line in logs)
+    assert 1 <= told <= len(candidates), "of an outage, not of each try"
 
 
 @pytest.mark.gen_test

@@ -9,18 +9,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import json
+import logging
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from hashlib import sha256
 from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tornado.ioloop import IOLoop
 
+from audit.logs import configure_logs
 from tests.listeners import SETTINGS, Chat, Ended, Refused, own_chat
 from tests.servers import Answer, Client, Server, tail, until
 from tests.tables import Outage
@@ -312,3 +317,46 @@ def test_a_password_is_kept_as_its_salted_hash_and_a_token_as_its_digest(
     assert len(set(hashes)) == 3, "each has a salt of its own"
     digests = [event["data"]["token_digest"] for event in events if event["type"] == "TokenIssued"]
     assert digests[0] == sha256(token.encode()).hexdigest()
+
+
+@pytest.fixture
+def logging_is_restored() -> Iterator[None]:
+    root, configuration = logging.getLogger(), structlog.get_config()
+    handlers, level, alembic = root.handlers[:], root.level, logging.getLogger("alembic").level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("alembic").setLevel(alembic)
+    structlog.configure(**configuration)
+
+
+class Stderr(io.StringIO):
+    """Standard error, at a terminal or not."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+@pytest.mark.usefixtures("logging_is_restored")
+@pytest.mark.parametrize("is_terminal", [True, False], ids=["a terminal", "a pipe"])
+def test_a_traceback_tells_no_values_of_variables(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = Stderr(is_terminal)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    configure_logs("debug")
+
+    def fails(token: str) -> None:
+        raise RuntimeError(f"a fault of ours with {len(token)} characters")
+
+    for log in (structlog.get_logger("a part"), logging.getLogger("discord.client")):
+        try:
+            fails("".join(("the-token-", "of-the-bot")))
+        except RuntimeError:
+            log.exception("it failed")
+
+    said = stderr.getvalue()
+    assert said.count("a fault of ours with 20 characters") == 2
+    assert "the-token-of-the-bot" not in said

@@ -26,7 +26,8 @@ LINK_FIRST = slash.REFUSALS[Reason.NOT_LINKED]
 
 
 @pytest.fixture
-def discord(enter: Enter[Discord], monkeypatch: pytest.MonkeyPatch) -> Discord:
+def discord(database: str, enter: Enter[Discord], monkeypatch: pytest.MonkeyPatch) -> Discord:
+    # The database comes first and so goes last, which is slow while a log is open on it.
     standin = enter(Discord())
     point_at(standin, monkeypatch)
     return standin
@@ -61,6 +62,10 @@ def is_registration(request: Request) -> bool:
 
 def is_deletion(request: Request) -> bool:
     return request.method == "DELETE"
+
+
+def is_answer(request: Request) -> bool:
+    return request.method == "POST" and request.path.endswith("/messages")
 
 
 async def registered(both: Both) -> None:
@@ -273,6 +278,22 @@ async def test_prefix_commands_in_a_channel_need_the_permission_too(both: Both, 
         await answers(both, both.general, slash.NEEDS_MANAGE_CHANNELS, slash.USAGE)
 
     assert not await is_bridged(both)
+
+
+@pytest.mark.gen_test
+async def test_no_more_is_asked_at_once_than_can_be_answered(
+    both: Both, otto: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slash, "MOST_HEARD", 2)
+
+    async with both.running():
+        with both.discord.hold(is_answer) as hold:
+            for _ in range(5):
+                both.discord.says(otto, both.general, "!bridge")
+            await until(lambda: hold.waiting)
+        await answers(both, both.general, slash.USAGE, slash.USAGE)
+        both.discord.says(otto, both.general, "!unbridge")
+        await answers(both, both.general, slash.USAGE, slash.USAGE, slash.NEEDS_MANAGE_CHANNELS)
 
 
 @pytest.mark.gen_test

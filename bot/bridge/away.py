@@ -23,8 +23,9 @@ AWAY: tuple[type[Exception], ...] = (
 )
 
 # Codes that come with a refusal which passes (opcodes and status codes, "JSON Error Codes"): no code at all, as what
-# stands before Discord answers; slow mode; overloaded; taken for an attacker.
-_PASSING = frozenset({0, 20016, 130000, 40333})
+# stands before Discord answers; slow mode; too many direct messages begun, sending or all of it switched off for the
+# time being; overloaded; taken for an attacker.
+_PASSING = frozenset({0, 20016, 40003, 40004, 40006, 130000, 40333})
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
@@ -40,9 +41,12 @@ def is_final(error: Exception) -> bool:
 async def patiently(attempt: Callable[[], Awaitable[_T]]) -> _T:
     """The outcome of an attempt, which is repeated while the log is away."""
     backoff = Backoff()
+    waits = False
     while True:
         await backoff.pause()
         try:
             return await attempt()
         except LogUnavailable as error:
-            _log.warning("the bridge to Discord waits for the log", error=str(error))
+            if not waits:
+                _log.warning("the bridge to Discord waits for the log", error=str(error))
+            waits = True

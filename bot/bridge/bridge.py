@@ -22,7 +22,7 @@ from bot.bridge.away import AWAY
 from bot.bridge.client import GatewayClient, prepare
 from bot.bridge.inbox import Inbox
 from bot.bridge.outbox import Declined, NotAuthorised, Outbox, TryLater
-from bot.bridge.rest import Rest, close, logged_in, told
+from bot.bridge.rest import Rest, asked, close, logged_in
 from bot.bridge.slash import Conversation
 from chat.bridging import Bridging
 from eventstore.backoff import Backoff
@@ -86,7 +86,7 @@ class Bridge:
                     _log.error("Discord does not know the bot's token: give the right discord_token, and start again")
                     await asyncio.sleep(_RARELY)
                 case problem if isinstance(problem, _GONE):
-                    _log.warning("the bridge waits for Discord", reason=_in_words(problem))
+                    patience.tell("the bridge waits for Discord", problem)
                 case problem:
                     # What waits goes on waiting in the log.
                     _log.error("the bridge to Discord failed, and begins anew", exc_info=problem)
@@ -114,7 +114,7 @@ class Bridge:
                     _log.error("Discord refuses to tell what is said: switch on the bot's Message Content Intent there")
                     await asyncio.sleep(_RARELY)
                 case problem if isinstance(problem, _GONE):
-                    _log.warning("the gateway of Discord is gone, and tried again", reason=_in_words(problem))
+                    patience.tell("the gateway of Discord is gone, and tried again", problem)
                 case problem:
                     # The outbox goes on.
                     _log.error("what comes from Discord could not be listened to, and is begun anew", exc_info=problem)
@@ -126,7 +126,7 @@ class Bridge:
         inbox = Inbox(self._log, self._bridging, self._models.bridges, self._models.deliveries, client, progress)
         client.tell(inbox, conversation)
         try:
-            with told():
+            async with asked(client):
                 await client.login(self._token)
             async with asyncio.TaskGroup() as parts:
                 parts.create_task(inbox.run(), name="from Discord: inbox")
@@ -142,13 +142,22 @@ class _Patience:
     def __init__(self, pauses: tuple[float, float]) -> None:
         self._backoff = Backoff(*pauses)
         self._began = time.monotonic()
+        self._has_told = False
 
     async def pause(self) -> None:
         """Waits before the next attempt."""
-        if time.monotonic() - self._began > _GOOD_SECONDS:
+        if self._went_well():
             self._backoff.reset()
         await self._backoff.pause()
         self._began = time.monotonic()
+
+    def tell(self, what: str, problem: Exception) -> None:
+        """Tells the log why an attempt ended: once, until one went well again."""
+        (_log.debug if self._has_told and not self._went_well() else _log.warning)(what, reason=_in_words(problem))
+        self._has_told = True
+
+    def _went_well(self) -> bool:
+        return time.monotonic() - self._began > _GOOD_SECONDS
 
 
 async def _end_of(work: Coroutine[Any, Any, None]) -> Exception:
@@ -202,8 +211,8 @@ async def _connect(client: discord.Client) -> None:
     except discord.ConnectionClosed as error:
         if error.code == _AUTHENTICATION_FAILED:
             raise NotAuthorised from error
-        raise TryLater(f"closed by Discord ({error.code})", is_uncertain=False) from error
-    raise TryLater("the connection was lost", is_uncertain=False)
+        raise TryLater(f"closed by Discord ({error.code})") from error
+    raise TryLater("the connection was lost")
 
 
 def _in_words(problem: Exception) -> str:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from typing import Protocol
 
 import discord
+import structlog
 import yarl
 from discord.gateway import DiscordWebSocket
 from discord.http import Route
+
+# So many sessions of those that Discord lets a bot begin in a day are left unused. Beyond the last it takes the token
+# from the bot ("Gateway", "Session Start Limit").
+_SPARE_SESSIONS = 50
+
+_log = structlog.get_logger(__name__)
 
 
 class Inbox(Protocol):
@@ -66,8 +74,15 @@ class GatewayClient(discord.AutoShardedClient):
         self._conversation = conversation
 
     async def launch_shards(self) -> None:
-        """Connects to the gateway of the Discord that is asked by REST, which need not be the one known by default."""
-        self.shard_count, url, _ = await self.http.get_bot_gateway()
+        """Connects to the gateway of the Discord that is asked by REST, which need not be the one known by default.
+
+        If too few sessions may be begun, it waits until there are more.
+        """
+        self.shard_count, url, limit = await self.http.get_bot_gateway()
+        if limit["remaining"] < self.shard_count + _SPARE_SESSIONS < limit["total"]:
+            seconds = limit["reset_after"] / 1000
+            _log.error("too many sessions of Discord's gateway were begun: waiting for new ones", seconds=seconds)
+            await asyncio.sleep(seconds)
         DiscordWebSocket.DEFAULT_GATEWAY = yarl.URL(url)
         await super().launch_shards()
 

@@ -7,8 +7,8 @@ Invariants:
   taken it, or it is given up, and the log has it. So what is for one destination arrives in order, and no destination
   waits for another.
 * A delivery is sent with nonces made of it, so that Discord itself knows a repeat for some minutes. Beyond them the
-  channel's history tells: what may have been sent before (by an earlier leader, or with an answer that never came) is
-  looked for there first.
+  channel's history tells: what may have been sent before (by an earlier leader, or by an attempt that did not end well)
+  is looked for there first, behind all that is known to have been delivered there.
 * What stands on Discord of something that is deleted or erased here is deleted there.
 """
 
@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple, Protocol, TypeVar
@@ -49,15 +50,14 @@ class Declined(Exception):
 
 
 class TryLater(Exception):
-    """Discord could not be asked, or could not do it now; the message says why.
+    """Discord could not be asked, or could not do it now, or did it and could not say so; the message says why.
 
-    `seconds` is how long it asks to wait, if it does. `is_uncertain`: it may have been done all the same.
+    `seconds` is how long it asks to wait, if it does.
     """
 
-    def __init__(self, reason: str, *, seconds: float | None = None, is_uncertain: bool) -> None:
+    def __init__(self, reason: str, *, seconds: float | None = None) -> None:
         super().__init__(reason)
         self.seconds = seconds
-        self.is_uncertain = is_uncertain
 
 
 class NotAuthorised(Exception):
@@ -80,8 +80,8 @@ class DiscordSide(Protocol):
     async def send(self, channel_id: int, text: str, nonce: str) -> int:
         """Sends a message that mentions nobody; its id. A repeat of a nonce gives the message that was sent by it."""
 
-    async def own_messages(self, channel_id: int, since: datetime) -> list[Sent]:
-        """What the bot has sent to a channel since then, oldest first."""
+    def own_messages(self, channel_id: int, since: datetime) -> AsyncGenerator[list[Sent], None]:
+        """What the bot has sent to a channel since then, newest first, page by page."""
 
     async def delete(self, channel_id: int, message_id: int) -> None:
         """Deletes a message."""
@@ -167,6 +167,8 @@ class Outbox:
         self._pauses = pauses
         self._now = now
         self._began = 0
+        # For each channel of Discord the newest message that was recorded as delivered there, be it forgotten since.
+        self._newest: dict[int, int] = {}
         self._lanes: dict[Destination, _Lane] = {}
         self._queries = asyncio.Semaphore(_QUERIES)
         self._withdrawals = asyncio.Event()
@@ -208,6 +210,8 @@ class Outbox:
     async def _work(self, lane: _Lane) -> None:
         """Delivers what waits for a destination, until nothing does."""
         while True:
+            # The pause comes before the question, whose answer is old behind it.
+            await lane.backoff.pause()
             lane.is_stirred = False
             waiting = await self._ask(lambda: self._deliveries.waiting(lane.destination, 1))
             attempt = await self._attempt(lane, waiting)
@@ -233,7 +237,6 @@ class Outbox:
 
     async def _try(self, lane: _Lane, attempt: _Attempt) -> None:
         """Tries to deliver, once; afterwards it is settled, or is to be tried again now."""
-        await lane.backoff.pause()
         try:
             channel_id = await self._send(attempt)
         except Declined as declined:
@@ -245,7 +248,7 @@ class Outbox:
             raise
         except Exception as error:  # noqa: BLE001 - told to the log, and tried again like everything else
             _log.exception("a message could not be delivered to Discord", delivery=attempt.delivery.delivery_id)
-            await self._put_off(lane, attempt, TryLater(type(error).__name__, is_uncertain=True))
+            await self._put_off(lane, attempt, TryLater(type(error).__name__))
             return
         else:
             await self._record(attempt, channel_id)
@@ -257,6 +260,8 @@ class Outbox:
         delivery = attempt.delivery
         channel_id = await self._channel(attempt)
         parts = outgoing(delivery.sender, delivery.text)
+        if not parts:
+            raise Declined("it holds nothing but white space")
         if attempt.is_doubtful:
             await self._look_for(attempt, channel_id, parts)
         for number in range(len(attempt.message_ids), len(parts)):
@@ -278,22 +283,43 @@ class Outbox:
 
     async def _look_for(self, attempt: _Attempt, channel_id: int, parts: Sequence[str]) -> None:
         """Finds out by the channel's history which of the parts are on Discord already, as far as it may be read."""
-        since = attempt.delivery.requested_at - _CLOCKS_DIFFER
         try:
-            own = await self._discord.own_messages(channel_id, since)
+            unknown = await self._unknown(channel_id, attempt.delivery.requested_at - _CLOCKS_DIFFER)
         except Declined as declined:
             _log.info("the history of a channel cannot be read", channel=channel_id, reason=str(declined))
-            own = []
-        known = await self._ask(lambda: self._deliveries.known([sent.message_id for sent in own])) if own else set()
-        found = list(_matching(parts, [sent for sent in own if sent.message_id not in known]))
+            unknown = []
+        found = list(_matching(parts, unknown))
         if len(found) > len(attempt.message_ids):
             attempt.message_ids = found
         attempt.is_doubtful = False
 
+    async def _unknown(self, channel_id: int, since: datetime) -> list[Sent]:
+        """What the bot has sent to a channel since then and no delivery is known by, oldest first.
+
+        It is all behind what is known, since a destination's deliveries are settled one after the other: so a long
+        history is not read to its end, and an equal text that was withdrawn is not taken for one that is not sent yet.
+        """
+        unknown: list[Sent] = []
+        newest = self._newest.get(channel_id, 0)
+        async with aclosing(self._discord.own_messages(channel_id, since)) as pages:
+            async for page in pages:
+                known = await self._known(page)
+                for sent in page:
+                    if sent.message_id in known or sent.message_id <= newest:
+                        return unknown[::-1]
+                    unknown.append(sent)
+        return unknown[::-1]
+
+    async def _known(self, page: Sequence[Sent]) -> set[int]:
+        ids = [sent.message_id for sent in page]
+        return await self._ask(lambda: self._deliveries.known(ids)) if ids else set()
+
     async def _put_off(self, lane: _Lane, attempt: _Attempt, problem: TryLater) -> None:
         """Gives a delivery up if it is time, else notes what the next attempt must know."""
-        attempt.is_doubtful |= problem.is_uncertain
-        if self._is_over(attempt.delivery):
+        # Also what was refused at last may have been done before: discord.py repeats some requests by itself.
+        attempt.is_doubtful = True
+        left = self._time_left(attempt.delivery)
+        if left <= 0:
             reason = f"not taken within {_in_words(self._give_up)}: {problem}"
             await self._fail(attempt, reason)
             lane.attempt = None
@@ -302,16 +328,18 @@ class Outbox:
             _log.info("a message waits for Discord", delivery=attempt.delivery.delivery_id, reason=str(problem))
         attempt.is_put_off = True
         if problem.seconds is not None:
-            await asyncio.sleep(problem.seconds)
+            await asyncio.sleep(min(problem.seconds, left))
 
     async def _record(self, attempt: _Attempt, channel_id: int) -> None:
         await patiently(lambda: self._settling.delivered(attempt.delivery, channel_id, attempt.message_ids))
+        self._newest[channel_id] = max(self._newest.get(channel_id, 0), *attempt.message_ids)
 
     async def _fail(self, attempt: _Attempt, reason: str) -> None:
         await patiently(lambda: self._settling.failed(attempt.delivery, reason))
 
-    def _is_over(self, delivery: Delivery) -> bool:
-        return self._now() - delivery.requested_at >= self._give_up
+    def _time_left(self, delivery: Delivery) -> float:
+        """For how many seconds it is tried still."""
+        return (delivery.requested_at + self._give_up - self._now()).total_seconds()
 
     async def _account_for(self, lane: _Lane, attempt: _Attempt) -> None:
         """Records what is on Discord of a delivery that is not to be delivered any more, so that it is withdrawn."""
@@ -323,7 +351,7 @@ class Outbox:
             except Declined:
                 break
             except TryLater as problem:
-                if self._is_over(delivery):
+                if self._time_left(delivery) <= 0:
                     _log.warning("a copy of a deleted message may be left on Discord", reason=str(problem))
                     break
         if attempt.message_ids:
@@ -385,12 +413,17 @@ def _destination(requested: events.DiscordMessageRequested) -> Destination:
 
 def _matching(parts: Iterable[str], sent: Iterable[Sent]) -> Iterable[int]:
     """The messages that are the first of the parts, in order, as far as they are there."""
-    later = iter(sorted(sent))
+    later = iter(sent)
     for part in parts:
-        found = next((message for message in later if message.text == part), None)
+        found = next((message for message in later if _seen(message.text) == _seen(part)), None)
         if found is None:
             return
         yield found.message_id
+
+
+def _seen(text: str) -> str:
+    """What readers see of a text: Discord keeps that, but takes away and changes some of what they do not see."""
+    return "".join(character for character in text if character.isprintable() and character != " ")
 
 
 def _in_words(time: timedelta) -> str:

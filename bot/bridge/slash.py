@@ -34,6 +34,8 @@ I understand, here and in channels:
 `/unlink` or `!unlink` - you are no account of Minutebook any more
 `/bridge channel:NAME` or `!bridge NAME` - what is said in a channel here is said in one of Minutebook, too
 `/unbridge` or `!unbridge` - ends that"""
+# Of what people write to the bot so much is heard at a time: answers wait for Discord's limits, writing does not.
+MOST_HEARD = 100
 REFUSALS: Mapping[Reason, str] = {
     Reason.WRONG_LINK_CODE: "This code is wrong, too old or used up. Let Minutebook make you another one.",
     Reason.NOT_LINKED: "I do not know which account of Minutebook you are. Say `/link` with a code from there first.",
@@ -71,6 +73,7 @@ class Conversation:
         self._bridging = bridging
         self._tree = app_commands.CommandTree(client)
         self._being_noted: set[int] = set()
+        self._heard = 0
         self._add("bridge", "Bridge this channel to a channel of Minutebook", self._slash_bridge, in_guilds_only=True)
         self._add("unbridge", "End the bridge of this channel to Minutebook", self._slash_unbridge, in_guilds_only=True)
         self._add("link", "Link yourself to your account of Minutebook", self._slash_link)
@@ -87,7 +90,10 @@ class Conversation:
         return _is_direct(message) or parse(message.content) is not None
 
     async def hear(self, message: discord.Message) -> None:
-        """Does and answers what a message asks that `concerns` the bot."""
+        """Does and answers what a message asks that `concerns` the bot, unless too many are being answered."""
+        if self._heard >= MOST_HEARD:
+            return
+        self._heard += 1
         try:
             if _is_direct(message):
                 await self._hear_directly(message)
@@ -95,6 +101,8 @@ class Conversation:
                 await self._hear_in_channel(message)
         except AWAY as error:
             _log.warning("somebody on Discord could not be answered", error=type(error).__name__)
+        finally:
+            self._heard -= 1
 
     # --- Slash commands
 

@@ -22,12 +22,14 @@ _JOINER = "\u200d"
 def outgoing(username: str, text: str) -> list[str]:
     """What somebody wrote, as the messages that it becomes on Discord: `**username**: text`, in parts if it is long.
 
-    Each part has at most 2,000 UTF-16 units, none is blank, none begins or ends with white space, which Discord would
-    take away. A text is cut at a blank line, else the end of a line, else of a sentence, else between words; and
-    where there is none of these, between characters.
+    Each part has the name in front, or a second one could begin with that of somebody else. Each has at most 2,000
+    UTF-16 units, none is blank, none ends with white space, which Discord would take away. A text is cut at a blank
+    line, else the end of a line, else of a sentence, else between words; and where there is none of these, between
+    characters.
     """
     name = _MARKDOWN.sub(r"\\\1", username)
-    return list(_parts(f"**{name}**: {text.strip()}"))
+    author = f"**{name}**: "
+    return [author + part for part in _parts(text, LIMIT - _units(author))]
 
 
 def incoming(content: str, attachment_urls: Iterable[str]) -> str:
@@ -35,16 +37,16 @@ def incoming(content: str, attachment_urls: Iterable[str]) -> str:
     return "\n".join(filter(None, [content, *attachment_urls]))
 
 
-def _parts(rest: str) -> Iterator[str]:
+def _parts(rest: str, room: int) -> Iterator[str]:
     while rest := rest.strip():
-        cut = _cut(rest)
+        cut = _cut(rest, room)
         yield rest[:cut].rstrip()
         rest = rest[cut:]
 
 
-def _cut(text: str) -> int:
-    """Where the first part ends."""
-    most = _fitting(text)
+def _cut(text: str, room: int) -> int:
+    """Where the first part ends, which has room for so many units."""
+    most = _fitting(text, room)
     if most == len(text):
         return most
     least = int(most * _LEAST)
@@ -56,14 +58,17 @@ def _cut(text: str) -> int:
     return next((cut for cut in range(most, least, -1) if _is_between_characters(text, cut)), most)
 
 
-def _fitting(text: str) -> int:
-    """How many code points of the text fit into one message."""
-    room = LIMIT
-    for index, character in enumerate(text[: LIMIT + 1]):
-        room -= 2 if character > "\uffff" else 1
+def _fitting(text: str, room: int) -> int:
+    """How many code points of the text fit."""
+    for index, character in enumerate(text[: room + 1]):
+        room -= _units(character)
         if room < 0:
             return index
     return len(text)
+
+
+def _units(text: str) -> int:
+    return len(text) + sum(character > "\uffff" for character in text)
 
 
 def _is_between_characters(text: str, index: int) -> bool:
