@@ -52,6 +52,11 @@ _ROOM = 4 << 30  # bytes, for all workers of a run
 _numbers = itertools.count(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts what takes longest first: begun last, it would go on when the other workers have nothing left to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _logging_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command line that a test runs in this process does not set up the logging of all tests behind it."""
@@ -89,7 +94,7 @@ def own_database(cluster: str) -> Iterator[str]:
     """The body of a fixture: a migrated, empty database of its own; its connection string."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template_for_tests')
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template_for_tests STRATEGY FILE_COPY')
     yield make_conninfo(cluster, dbname=name)
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')

@@ -20,11 +20,10 @@ from chat.events import TYPES
 from handlers import ops
 from handlers.sockets import admission, endpoints
 from handlers.v3 import ENDPOINTS, QUERIES
-from tests.servers import ROOT, Server, until
+from tests.servers import NODE, ROOT, Server, until
 
 DOCS = ROOT / "docs"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-NODE = Path(sys.executable).with_name("node")
 AUDIT_KEY = "the key of the documents' auditor"
 
 

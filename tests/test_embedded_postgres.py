@@ -130,11 +130,8 @@ def data_dir(folder: Path, template: Path) -> Path:
 
 def copy_of(template: Path, data_dir: Path) -> Path:
     data_dir.mkdir(mode=0o711, parents=True)
-    shutil.copytree(template, data_dir / "postgres")
-    if os.geteuid() == 0:
-        owner = template.stat()
-        for path in [data_dir / "postgres", *(data_dir / "postgres").rglob("*")]:
-            os.chown(path, owner.st_uid, owner.st_gid)
+    # A cluster has a thousand files, which Python copies ten times as slowly.
+    subprocess.run(["cp", "-a", template, data_dir / "postgres"], check=True)
     return data_dir
 
 

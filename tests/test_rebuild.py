@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -46,7 +47,8 @@ from projections.models import ReadModels
 from tests import tables
 from tests.conftest import SECRET, on_loop, until
 from tests.fold import Fold, Tables
-from tests.servers import MINUTEBOOK, Server, environment
+from tests.forks import Forked
+from tests.servers import Server, launched
 from tests.servers import until as wait_until
 from tests.tables import Outage
 from tests.test_migrations import CATALOG
@@ -463,24 +465,21 @@ def replay(database: str, *arguments: str) -> int:
 
 
 @contextmanager
-def replaying(database: str) -> Iterator[subprocess.Popen[str]]:
-    """A replay in a process of its own, which can go on when the log is read again, and waits for that."""
-    with locked(database, "events"):
-        process = subprocess.Popen(
-            [MINUTEBOOK, "replay"],
-            env=environment({"database_url": database}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+def replaying(database: str, output: Path) -> Iterator[Forked | subprocess.Popen[bytes]]:
+    """A replay in a process of its own, which can go on when the log is read again, and waits for that.
+
+    What it says is in the file `output`.
+    """
+    with locked(database, "events"), output.open("wb") as file:
+        settings = {"database_url": database}
+        process = launched(["replay"], (), settings, stdout=file.fileno(), stderr=file.fileno())
         try:
             # On both of its connections, and neither would ever come to an end by itself.
             wait_until(lambda: len(others_at_work(database)) >= 2, "it runs statements")
             yield process
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 @pytest.fixture
@@ -490,25 +489,24 @@ def conversation(io_loop: IOLoop, commands: Commands, database: str) -> str:
     return database
 
 
-def test_ctrl_c_ends_what_runs_in_the_database_and_leaves_nothing(conversation: str) -> None:
+def test_ctrl_c_ends_what_runs_in_the_database_and_leaves_nothing(conversation: str, tmp_path: Path) -> None:
     before, tables_before = live(conversation), identities(conversation)
 
-    with replaying(conversation) as process:
+    with replaying(conversation, tmp_path / "output") as process:
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=10)
+        assert process.wait(timeout=10) == 130
         assert others_at_work(conversation) == []
 
-    assert process.returncode == 130
-    assert (stdout, stderr.strip()) == ("", "interrupted: the read models are as they were")
+    assert (tmp_path / "output").read_text().strip() == "interrupted: the read models are as they were"
     assert (live(conversation), identities(conversation)) == (before, tables_before)
     assert schemas(conversation) == ["public"]
 
 
 @pytest.mark.slow
 def test_what_a_killed_one_leaves_is_dropped_by_the_next_start_of_a_server(
-    conversation: str, start_server: Callable[..., Server]
+    conversation: str, start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    with replaying(conversation) as process:
+    with replaying(conversation, tmp_path / "output") as process:
         assert not discard_leftovers(conversation), "one that is under way is let be"
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
