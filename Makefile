@@ -33,10 +33,10 @@ run: $(RUN_STAMP) ## start the server (options: make run ARGS="--port 9000")
 test quick: export PYTHONDONTWRITEBYTECODE :=
 
 test: check $(JAVASCRIPT_STAMP) ## run the checks and all tests
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 quick: $(TEST_STAMP) $(JAVASCRIPT_STAMP) ## run the tests but the slow ones
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(ARGS)
 
 # The peers that we measure against are installed for it too: the types of bench/ are checked like all others.
 check: $(BENCH_STAMP) ## lint, formatting, types

@@ -8,11 +8,12 @@ under `@pytest.mark.gen_test`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from looking through all that was imported and collected, again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _logging_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command line that a test runs in this process does not set up the logging of all tests behind it."""
@@ -64,12 +71,12 @@ def _logging_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """A private Postgres for the whole run; the connection string of its maintenance database."""
-    with _roomy_memory() as memory:
+    with tempfile.TemporaryDirectory(prefix="minutebook-tests-", dir=roomy_memory()) as folder:
         # Nothing here outlives the run, and no test of a crash uses this cluster: so it need not wait for the disk.
         postgres = EmbeddedPostgres(
-            memory or tmp_path_factory.mktemp("postgres"),
+            Path(folder),
             parameters={"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"},
         )
         conninfo = postgres.start()
@@ -80,14 +87,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         postgres.stop()
 
 
-@contextmanager
-def _roomy_memory() -> Iterator[Path | None]:
-    """A folder in memory, where a database is copied in a quarter of the time; None where there is no room for it."""
-    if not _MEMORY.is_dir() or shutil.disk_usage(_MEMORY).free < _ROOM:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="minutebook-tests-", dir=_MEMORY) as folder:
-        yield Path(folder)
+def roomy_memory() -> Path | None:
+    """Where files are in memory, and a database copied in a quarter of the time; None where there is no room for it."""
+    return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM else None
 
 
 def own_database(cluster: str) -> Iterator[str]:

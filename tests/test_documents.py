@@ -20,6 +20,8 @@ from chat.events import TYPES
 from handlers import ops
 from handlers.sockets import admission, endpoints
 from handlers.v3 import ENDPOINTS, QUERIES
+from tests.conftest import own_database
+from tests.servers import NODE, ROOT, Server, until
 from tests.servers import NODE, ROOT, Server, until
 
 DOCS = ROOT / "docs"
@@ -200,8 +202,11 @@ class Chat(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
-    with Server(tmp_path_factory.mktemp("documents") / "data", audit_key=AUDIT_KEY) as server:
+def chat(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+    with (
+        contextlib.contextmanager(own_database)(cluster) as database,
+        Server(tmp_path_factory.mktemp("documents") / "data", database_url=database, audit_key=AUDIT_KEY) as server,
+    ):
         with server.client() as client:
             alice, bob = client.enrol("alice"), client.enrol("bob")
             client.must("makechannel", token=alice, name="den")
