@@ -13,8 +13,8 @@ JAVASCRIPT_STAMP := $(JAVASCRIPT)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Universal: one file for all platforms and versions of Python that we support; with hashes, and no registry's address.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
-# One more than two cores: tests of real processes wait for them, and others can go on meanwhile.
-WORKERS ?= 3
+# Two more than two cores: tests of real processes wait for them, and others can go on meanwhile.
+WORKERS ?= 4
 # Options for the server (make run ARGS="--port 9000") or for pytest (make test ARGS="-k contract").
 ARGS ?=
 
