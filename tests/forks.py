@@ -24,6 +24,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 _MOST = 1 << 17  # bytes of a request: above all the environment
@@ -40,7 +41,7 @@ class Forked:
         self, arguments: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str], stdout: int, stderr: int
     ) -> None:
         self.args = ["minutebook", *map(str, arguments)]
-        self.returncode: int | None = None
+        self.returncode: int | Any = None  # of the types that `subprocess.Popen` gives it
         self._turn = threading.Lock()
         self._told, tells = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         request = json.dumps({"argv": self.args, "cwd": str(cwd), "env": dict(env)}).encode()
@@ -60,20 +61,27 @@ class Forked:
         Raises `subprocess.TimeoutExpired` after `timeout` seconds.
         """
         with self._turn:
-            if self.returncode is None:
-                self._told.settimeout(timeout)
-                try:
-                    self.returncode = self._hear()
-                except (TimeoutError, BlockingIOError):
-                    raise subprocess.TimeoutExpired(self.args, timeout or 0.0) from None
-                self._told.close()
-            return self.returncode
+            self._listen(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        return int(self.returncode)
 
     def poll(self) -> int | None:
         """As `wait`, but None if it still runs."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.wait(timeout=0)
-        return None
+        # Another thread may be waiting, which will tell us.
+        if self._turn.acquire(blocking=False):
+            try:
+                self._listen(0)
+            finally:
+                self._turn.release()
+        return None if self.returncode is None else int(self.returncode)
+
+    def _listen(self, timeout: float | None) -> None:
+        if self.returncode is None:
+            self._told.settimeout(timeout)
+            with contextlib.suppress(TimeoutError, BlockingIOError):
+                self.returncode = self._hear()
+                self._told.close()
 
     def send_signal(self, number: int) -> None:
         """Sends a signal, if it still runs."""

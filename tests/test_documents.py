@@ -22,7 +22,6 @@ from handlers.sockets import admission, endpoints
 from handlers.v3 import ENDPOINTS, QUERIES
 from tests.conftest import own_database
 from tests.servers import NODE, ROOT, Server, until
-from tests.servers import NODE, ROOT, Server, until
 
 DOCS = ROOT / "docs"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
