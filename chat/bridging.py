@@ -45,6 +45,7 @@ from chat.events import (
     DiscordUserSeen,
     Event,
     LinkCodeUsed,
+    MessageSent,
     decode,
 )
 from chat.link_codes import LinkCode, LinkCodes
@@ -56,6 +57,11 @@ from eventstore.events import Appended, Context, NewEvent, RecordedEvent, Stream
 from eventstore.log import EventLog
 
 BRIDGES = "bridges"
+# What the bot says in a channel, by which its members learn who else reads it.
+BRIDGED = (
+    "This channel is bridged to Discord from now on: what is said here is said there, too, and the other way round."
+)
+UNBRIDGED = "This channel is not bridged to Discord any more."
 _SETTLING = ("DiscordMessageDelivered", "DiscordMessageFailed")
 _log = structlog.get_logger(__name__)
 _BOT = Account(BOT_ID, BOT_NAME)
@@ -331,6 +337,7 @@ class Bridging:
     ) -> Channel:
         """Bridges a channel to one of Discord; nothing happens if it is bridged to that one already.
 
+        The channel is told of it by the bot, since its members have not been asked.
         `user_id` is who on Discord wants it, who is to be an account that may write to the channel. From Discord comes
         what is behind its message `after_message_id`.
         """
@@ -352,7 +359,8 @@ class Bridging:
                 bridged_from=bridges.channel_of(discord_channel_id),
             )
             if event is not None:
-                await self._log.append(bridges.write(event), context=Context(account.account_id, correlation_id))
+                writes = bridges.write(event), _announcement(found.channel_id, BRIDGED)
+                await self._log.append(*writes, context=Context(account.account_id, correlation_id))
             return found
 
         return await until_settled(attempt)
@@ -369,7 +377,8 @@ class Bridging:
                 raise Refused(Reason.NOT_BRIDGED)
             may_bridge = await self._commands.may_write(account, channel)
             event = rules.unbridge(channel.channel_id, discord_channel_id, account.account_id, may_bridge=may_bridge)
-            await self._log.append(bridges.write(event), context=Context(account.account_id, correlation_id))
+            writes = bridges.write(event), _announcement(channel.channel_id, UNBRIDGED)
+            await self._log.append(*writes, context=Context(account.account_id, correlation_id))
             return channel
 
         return await until_settled(attempt)
@@ -636,6 +645,10 @@ class _Metadata(msgspec.Struct):
 def _caused_by(event: RecordedEvent) -> Context:
     """The context of what the house itself does because of an event."""
     return Context(None, msgspec.json.decode(event.metadata, type=_Metadata).correlation_id)
+
+
+def _announcement(channel_id: int, text: str) -> StreamWrite:
+    return StreamWrite(new_message_stream(), _forms(MessageSent(channel_id, BOT_ID, text)))
 
 
 def _forms(*news: Event | None) -> list[NewEvent]:

@@ -153,13 +153,13 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 @pytest.fixture
-def log(enter: Enter[EventLog], database: str) -> EventLog:
+def log(database: str, enter: Enter[EventLog]) -> EventLog:
     """An open log with all projections."""
     return enter(EventLog(database, projections.ALL))
 
 
 @pytest.fixture
-def bare_log(enter: Enter[EventLog], database: str) -> EventLog:
+def bare_log(database: str, enter: Enter[EventLog]) -> EventLog:
     """An open log without projections: any type of event will do."""
     return enter(EventLog(database))
 

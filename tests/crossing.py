@@ -19,7 +19,7 @@ from bot.bridge import inbox
 from bot.bridge.away import patiently
 from bot.bridge.bridge import LEADERSHIP, NAME, Bridge
 from bot.bridge.client import GatewayClient
-from chat.bridging import Bridging, DiscordUser
+from chat.bridging import BRIDGED, UNBRIDGED, Bridging, DiscordUser
 from chat.commands import Account, Channel, Commands
 from eventstore.leadership import Leadership
 from eventstore.log import EventLog
@@ -92,11 +92,11 @@ class Both:
         return account
 
     async def said(self) -> list[tuple[str, str]]:
-        """Who said what in `den`, as everybody reads it."""
+        """Who said what in `den`, as everybody reads it, but for what the bot says of the bridge itself."""
         channel = await self.models.channel_by_name(DEN)
         assert channel is not None
         found = await self.models.messages.newest_in_channel(channel, 1000)
-        return [(message.sender, message.text) for message in found]
+        return [(each.sender, each.text) for each in found if each.text not in (BRIDGED, UNBRIDGED)]
 
     async def reads(self, *expected: tuple[str, str], seconds: float = 10.0) -> None:
         """Returns once this is what was said in `den`; fails with what was if it never is."""
