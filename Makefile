@@ -13,8 +13,8 @@ JAVASCRIPT_STAMP := $(JAVASCRIPT)/node_modules/.package-lock.json
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Universal: one file for all platforms and versions of Python that we support; with hashes, and no registry's address.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
-# One more than two cores: tests of real processes wait for them, and others can go on meanwhile.
-WORKERS ?= 3
+# Two more than two cores: tests of real processes wait for them, and others can go on meanwhile.
+WORKERS ?= 4
 # Options for the server (make run ARGS="--port 9000") or for pytest (make test ARGS="-k contract").
 ARGS ?=
 
@@ -33,10 +33,10 @@ run: $(RUN_STAMP) ## start the server (options: make run ARGS="--port 9000")
 test quick: export PYTHONDONTWRITEBYTECODE :=
 
 test: check $(JAVASCRIPT_STAMP) ## run the checks and all tests
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 quick: $(TEST_STAMP) $(JAVASCRIPT_STAMP) ## run the tests but the slow ones
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not slow' $(ARGS)
 
 # The peers that we measure against are installed for it too: the types of bench/ are checked like all others.
 check: $(BENCH_STAMP) ## lint, formatting, types

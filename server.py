@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from socket import socket
 from typing import IO, Any, cast
@@ -32,8 +33,10 @@ import loops
 import projections
 from audit import cli
 from audit.command import CommandFailed
+from audit.database import database
 from audit.logs import configure_logs
 from bot.fokabot import FokaBot
+from chat.bridging import Bridging
 from chat.commands import Commands, utc_now
 from chat.connections import Connections
 from chat.moderation import Moderation
@@ -42,6 +45,7 @@ from chat.passwords import PasswordHasher
 from eventstore.embedded import EmbeddedPostgres, make_data_dir
 from eventstore.errors import LogError, LogUnavailable
 from eventstore.ids import new_id
+from eventstore.leadership import Leadership
 from eventstore.leases import Leases
 from eventstore.log import EventLog
 from eventstore.migrate import migrate
@@ -90,7 +94,7 @@ _CONNECTIONS_OF_WORKER, _CONNECTIONS_OF_OTHERS = 20, 40
 
 def main() -> None:
     """The console script `minutebook`."""
-    sys.exit(cli.run(sys.argv[1:], run))
+    sys.exit(cli.run(sys.argv[1:], run, run_bot))
 
 
 def run(settings: Settings) -> None:
@@ -100,6 +104,31 @@ def run(settings: Settings) -> None:
     else:
         # The parent's subprocesses want asyncio's own loop, and it has nothing to do that would have to be fast.
         asyncio.run(serve_by_workers(settings))
+
+
+def run_bot(settings: Settings) -> None:
+    """Runs the bridge to Discord alone until SIGTERM or SIGINT; raises what kept it from starting or going on."""
+    if settings.discord_token is None:
+        raise CommandFailed("there is no bot to run: give its discord_token")
+    with database(settings) as conninfo:
+        asyncio.run(bridge_alone(settings, conninfo))
+
+
+async def bridge_alone(settings: Settings, conninfo: str) -> None:
+    """Builds what the bridge needs, and runs it until a signal comes."""
+    async with AsyncExitStack() as stack:
+        stopping = stack.enter_context(_stop_signals())
+        secret = settings.secret.encode() if settings.secret else _servers_secret(settings.data_dir / "secret")
+        log = await stack.enter_async_context(EventLog(conninfo, projections.ALL))
+        passwords = PasswordHasher(settings.bcrypt_cost)
+        stack.callback(passwords.close)
+        models = ReadModels(log)
+        commands = Commands(log, models, passwords, secret, settings.operators)
+        await commands.prepare()
+        bridging = _bridging(settings, log, models, commands, secret)
+        parts = {"log": log.watch} | _discord(settings, conninfo, log, models, bridging)
+        _log.info("the bridge to Discord runs - Ctrl-C or SIGTERM stops it", pid=os.getpid())
+        await _run_until(stopping, parts, _nothing_to_wind_down)
 
 
 def work(descriptor: int) -> None:
@@ -199,6 +228,8 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
         commands = Commands(log, models, passwords, secret, settings.operators)
         await commands.prepare()
         moderation = Moderation(log, models, settings.operators)
+        bridging = _bridging(settings, log, models, commands, secret)
+        parts |= _discord(settings, conninfo, log, models, bridging)
         bot = FokaBot(log, models, commands, moderation, draw=lambda most: secrets.randbelow(most) + 1, clock=utc_now)
         parts["fokabot"] = bot.run
 
@@ -228,6 +259,7 @@ async def serve(settings: Settings, parent: Parent | None = None) -> None:
 
         services = Services(
             commands=commands,
+            bridging=bridging,
             connections=connections,
             reading=Reading(models),
             models=models,
@@ -289,6 +321,28 @@ def _neighbours(parent: Parent, stack: AsyncExitStack) -> Neighbours:
     return neighbours(Arrivals(socket(fileno=parent.assignment.arrivals)), others, _PATH)
 
 
+def _bridging(settings: Settings, log: EventLog, models: ReadModels, commands: Commands, secret: bytes) -> Bridging:
+    configured = settings.discord_token is not None or settings.discord_channel is not None
+    return Bridging(log, models, commands, secret, default_channel=settings.discord_channel, configured=configured)
+
+
+def _discord(settings: Settings, conninfo: str, log: EventLog, models: ReadModels, bridging: Bridging) -> Parts:
+    """The part that bridges to Discord; none without a token."""
+    if settings.discord_token is None:
+        if settings.discord_channel is not None:
+            _log.warning("what is to go to Discord waits for a `minutebook bot`: this server has no discord_token")
+        return {}
+    # discord.py takes long to import, which whoever has no use for it need not wait for.
+    from bot.bridge import bridge
+
+    leadership = Leadership(conninfo, bridge.LEADERSHIP, bridge.NAME)
+    give_up = timedelta(seconds=settings.discord_give_up)
+    part = bridge.Bridge(
+        log, models, bridging, leadership, token=settings.discord_token, api=settings.discord_api, give_up=give_up
+    )
+    return {bridge.NAME: part.run}
+
+
 def _socket_server(settings: Settings, worker: int | None) -> SocketServer:
     return SocketServer(
         ping_interval=settings.ping_interval,
@@ -331,6 +385,10 @@ def _tls(settings: Settings) -> ssl.SSLContext | None:
         return tls_context(settings.tls_certificate, settings.tls_key)
     except OSError as error:
         raise CommandFailed(f"cannot serve HTTPS by {settings.tls_certificate}: {error.strerror or error}") from error
+
+
+async def _nothing_to_wind_down() -> None:
+    """What a bridge has begun it finds again when it is the bridge the next time."""
 
 
 async def _wind_down(server: HttpServer, services: Services, chat: ChatSockets) -> None:
@@ -478,6 +536,13 @@ def _kept_secret(path: Path) -> bytes:
     if len(secret) < 16:
         raise CommandFailed(f"{path} does not hold a secret: put back the file that this log was made with")
     return secret
+
+
+def _servers_secret(path: Path) -> bytes:
+    """The secret in the file, which a server has made."""
+    if not path.exists():
+        raise CommandFailed(f"{path} is not there: give the --data-dir or the --secret of the servers of this log")
+    return _kept_secret(path)
 
 
 async def _log_key(settings: Settings, checkpoints: Checkpoints) -> SigningKey | None:

@@ -7,6 +7,7 @@ README's table; a test holds them together. A flag wins over the environment, th
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
@@ -93,6 +94,12 @@ def _as_text(value: object) -> str:
     return str(value.absolute() if isinstance(value, Path) else value)
 
 
+def _http_url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", text):
+        raise ValueError("must be a URL such as https://discord.com/api/v10")
+    return text.rstrip("/")
+
+
 def _event_name(text: str) -> str:
     if text in ("connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"):
         raise ValueError(f"must not be {text}, which is an event of Socket.IO itself")
@@ -174,6 +181,16 @@ class Settings:
         "by default made once and kept in data_dir",
         _text,
         secret=True,
+    )
+    discord_token: str | None = _field(
+        None, "token of the Discord bot; with one, this process bridges to Discord", _text, secret=True
+    )
+    discord_channel: int | None = _field(
+        None, "id of the Discord channel that messages without another destination go to", whole(1, 2**63 - 1)
+    )
+    discord_api: str = _field("https://discord.com/api/v10", "base URL of Discord's REST interface", _http_url)
+    discord_give_up: int = _field(
+        86_400, "seconds after which a message that Discord does not take has failed", whole(1, 31_536_000)
     )
     cors_origin: str = _field(
         "*",

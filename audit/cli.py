@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from audit import asof, diff, erase, grant, history, migrate, prove, replay, status, tail, transfer, verify
-from audit.command import Command, CommandFailed
+from audit.command import LOG_SETTINGS, Command, CommandFailed
 from audit.logs import configure_logs
 from audit.output import Output, visible
 from eventstore.embedded import PostgresStartError
@@ -22,6 +22,11 @@ from eventstore.errors import LogError
 from settings import BadSetting, Setting, Settings, table
 
 Serve = Callable[[Settings], None]
+
+_SERVE, _BOT = "serve", "bot"
+# They run until they are told to stop, and show no findings.
+_RUNNING = frozenset({_SERVE, _BOT})
+BOT_SETTINGS = LOG_SETTINGS | {"secret", "operators", "discord_token", "discord_api", "discord_give_up"}
 
 COMMANDS: tuple[Command, ...] = (
     migrate.COMMAND,
@@ -43,12 +48,16 @@ COMMANDS: tuple[Command, ...] = (
 )
 
 
-def run(arguments: Sequence[str], serve: Serve) -> int:
-    """Runs a command line and returns its exit code; `serve` is what the command of that name calls."""
+def _nothing_to_run(_settings: Settings) -> None:
+    raise CommandFailed("this program does not have what the command runs")
+
+
+def run(arguments: Sequence[str], serve: Serve, bot: Serve = _nothing_to_run) -> int:
+    """Runs a command line and returns its exit code; `serve` and `bot` are what the commands of these names call."""
     if not all(map(_is_text, arguments)):
         return _fail("an argument is not UTF-8", 2)
     try:
-        outcome = _group(serve).main(args=list(arguments), prog_name="minutebook", standalone_mode=False)
+        outcome = _group(serve, bot).main(args=list(arguments), prog_name="minutebook", standalone_mode=False)
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -76,9 +85,9 @@ def _fail(problem: str, code: int) -> int:
     return code
 
 
-def _group(serve: Serve) -> click.Group:
+def _group(serve: Serve, bot: Serve) -> click.Group:
     group = click.Group("minutebook", help="A chat server that keeps its minutes.", no_args_is_help=True)
-    for command in (_serve(serve), *COMMANDS):
+    for command in (_serve(serve), _bot(bot), *COMMANDS):
         group.add_command(_ClickCommand(command))
     return group
 
@@ -88,7 +97,19 @@ def _serve(serve: Serve) -> Command:
         """Run the server until SIGTERM or Ctrl-C."""
         serve(settings)
 
-    return Command("serve", run_server, settings=frozenset(setting.name for setting in table()))
+    return Command(_SERVE, run_server, settings=frozenset(setting.name for setting in table()))
+
+
+def _bot(bot: Serve) -> Command:
+    def run_bot(settings: Settings, _out: Output) -> None:
+        """Run the bridge to Discord alone, until SIGTERM or Ctrl-C.
+
+        It works beside servers that have no discord_token, on the same database and with the same secret. Of several
+        that run, one is the bridge, and the others stand by.
+        """
+        bot(settings)
+
+    return Command(_BOT, run_bot, settings=BOT_SETTINGS)
 
 
 class _ClickCommand(click.Command):
@@ -115,7 +136,7 @@ class _ClickCommand(click.Command):
     def _call(self, as_json: bool | None = None, **given: Any) -> int | None:
         settings = _settings(given) if self._command.settings is not None else Settings()
         # A tool says what it has to say itself; of the parts below it, only what is amiss is of interest.
-        quiet = self.name != "serve" and settings.log_level == "info"
+        quiet = self.name not in _RUNNING and settings.log_level == "info"
         configure_logs("warning" if quiet else settings.log_level)
         try:
             return self._command.run(settings, Output(as_json=as_json), **given)
@@ -130,7 +151,7 @@ def _common_options(command: Command) -> list[click.Option]:
     options = (
         [_option(setting, shown=setting.name in command.settings) for setting in table()] if command.settings else []
     )
-    if command.name == "serve":
+    if command.name in _RUNNING:
         return options
     as_json = click.Option(
         ["--json/--no-json", "as_json"],

@@ -121,7 +121,11 @@ COMMAND = Command(
     "erase",
     _erase,
     (
-        click.Option(["--message", "message_id"], type=_ID, help="The message's id."),
+        click.Option(
+            ["--message", "message_id"],
+            type=_ID,
+            help="The message's id, or a delivery's to Discord; or where somebody there was seen.",
+        ),
         click.Option(["--account"], help="The account's name."),
         click.Option(["--account-id"], type=_ID, help="The account's id; also to end what was interrupted."),
         click.Option(["--reason"], required=True, help="Why; it stays in the log for ever."),

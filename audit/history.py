@@ -29,7 +29,19 @@ from projections.channels import Channels
 from settings import Settings
 
 _SENT = ("MessageSent", "DirectMessageSent")
-_WORDS = {"MessageSent": "sent", "DirectMessageSent": "sent", "MessageDeleted": "deleted", ERASED: "erased"}
+_REQUESTED = "DiscordMessageRequested"
+_WORDS = {
+    "MessageSent": "sent",
+    "DirectMessageSent": "sent",
+    "MessageEdited": "edited",
+    "MessageDeleted": "deleted",
+    _REQUESTED: "requested",
+    "DiscordMessageDelivered": "delivered",
+    "DiscordMessageFailed": "failed",
+    "DiscordMessageReceived": "received",
+    "DiscordMessageWithdrawn": "withdrawn",
+    ERASED: "erased",
+}
 COLUMNS = ("what", "position", "recorded_at", "actor_name", "request_id", "source_address", "details")
 # Shown in the place of an address, which only the server's secret opens.
 SEALED = "(sealed)"
@@ -105,12 +117,12 @@ HISTORY = Command(
 
 
 async def sent(log: EventLog, message_id: str) -> RecordedEvent:
-    """The event by which a message was sent; raises `CommandFailed`."""
+    """The event by which a message was sent, or a text to Discord was requested; raises `CommandFailed`."""
     position = int(message_id) if re.fullmatch("[0-9]{1,18}", message_id) else 0
     event = await log.event_at(position)
     if event is None:
         raise CommandFailed(f"there is no message {message_id}")
-    if event.type not in _SENT:
+    if event.type not in (*_SENT, _REQUESTED):
         raise CommandFailed(f"there is no message {message_id}: event {message_id} is of the type {event.type}")
     return event
 
@@ -168,6 +180,8 @@ async def trace(log: EventLog, message_id: str, seal: SourceSeal | None) -> Asyn
 
 def _trace(settings: Settings, out: Output, message_id: str) -> None:
     """Show the life of one message: sent, deleted, erased and whatever else, by whom, by which request, from where.
+
+    It is given by its id, or by the id of its delivery to Discord: a text that is only delivered has no other.
 
     The address from which a request came stands sealed in the log; it is shown where the server's secret is at hand.
     """

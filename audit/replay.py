@@ -25,7 +25,8 @@ def _replay(settings: Settings, out: Output, names: Sequence[str], compare: bool
     Ctrl-C leaves the live ones as they are. With --check nothing is changed: what differs is shown, and the exit code
     is 1 if anything does.
 
-    The read models are accounts, tokens, channels, messages, dms, presence, verification and moderation.
+    The read models are accounts, tokens, channels, messages, dms, presence, verification, moderation, deliveries,
+    bridges and discord_users.
     """
     wanted = _wanted(names)
     with database(settings) as conninfo:

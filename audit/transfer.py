@@ -32,14 +32,17 @@ ACCOUNT_KEYS = (
     "account_id",
     "added_by",
     "banned_by",
+    "bridged_by",
     "creator_id",
     "deleted_by",
+    "edited_by",
     "kicked_by",
     "recipient_id",
     "removed_by",
     "reporter_id",
     "sender_id",
     "silenced_by",
+    "unbridged_by",
 )
 CHANNEL_KEYS = ("channel_id",)
 

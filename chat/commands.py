@@ -100,6 +100,23 @@ class Operators:
         return account.account_id == BOT_ID or safe_name(account.username) in self._names
 
 
+class Bridged(Protocol):
+    """That a channel is bridged to one of Discord."""
+
+    @property
+    def discord_channel_id(self) -> int:
+        """The channel of Discord."""
+
+
+class StandingMessage(msgspec.Struct, frozen=True):
+    """A message that is neither deleted nor erased: its stream at its version, how it was sent, what it says now."""
+
+    stream: str
+    version: int
+    sent: events.MessageSent | events.DirectMessageSent
+    text: str
+
+
 class Models(Protocol):
     """What the commands ask the read models."""
 
@@ -129,6 +146,9 @@ class Models(Protocol):
 
     async def is_member(self, channel_id: int, account_id: int) -> bool:
         """Whether the account is a member of the channel."""
+
+    async def bridge_of(self, channel_id: int) -> Bridged | None:
+        """What the channel is bridged to, as far as this process has heard."""
 
 
 class Commands:
@@ -218,7 +238,7 @@ class Commands:
         matches = await self._passwords.verify(password, found.password_hash if found else None)
         if found is None or not matches:
             raise Refused(Reason.WRONG_CREDENTIALS)
-        await self._check_may_log_in(found.account)
+        await self.check_not_banned(found.account)
         return found.account
 
     async def generate_token(self, account: Account, correlation_id: str) -> tuple[str, int]:
@@ -227,7 +247,7 @@ class Commands:
         async def attempt() -> tuple[str, int]:
             before = await generation_of(self._models, account.account_id)
             # After the generation: a ban that comes in between revokes the token, and so takes the next generation.
-            await self._check_may_log_in(account)
+            await self.check_not_banned(account)
             token = self._mint.token(account.account_id, before + 1)
             issued = rules.issue_token(account.account_id, before + 1, token_digest(token))
             await self._log.append(
@@ -312,16 +332,20 @@ class Commands:
         *,
         source_address: str | None = None,
     ) -> Appended:
-        """Sends a text to a channel; its position is the message's id."""
+        """Sends a text to a channel, and to Discord if it is bridged; the first position is the message's id."""
         rules.check_text("message", text)
         found = await self._channel(channel)
-        await self._check_may_speak(account)
-        may_write = self._may_write_without_membership(account, found) or await self._models.is_member(
-            found.channel_id, account.account_id
-        )
+        await self.check_may_speak(account)
+        may_write = await self.may_write(account, found)
         source = self._sealed(source_address)
         sent = rules.send_message(found.channel_id, account.account_id, text, may_write=may_write, source=source)
-        return await self._record_message(sent, account, correlation_id, idempotency_key)
+        bridged = await self._models.bridge_of(found.channel_id)
+        if bridged is None:
+            return await self._record_message(account, correlation_id, idempotency_key, sent)
+        to_discord = rules.request_delivery(
+            account.account_id, text, discord_channel_id=bridged.discord_channel_id, of_message=True
+        )
+        return await self._record_message(account, correlation_id, idempotency_key, sent, to_discord)
 
     async def send_direct_message(
         self,
@@ -336,10 +360,10 @@ class Commands:
         """Sends a text to somebody; its position is the message's id."""
         rules.check_text("message", text)
         recipient = await self._account(username)
-        await self._check_may_speak(account)
+        await self.check_may_speak(account)
         source = self._sealed(source_address)
         sent = rules.send_direct_message(account.account_id, recipient.account_id, text, source=source)
-        return await self._record_message(sent, account, correlation_id, idempotency_key)
+        return await self._record_message(account, correlation_id, idempotency_key, sent)
 
     async def delete_message(
         self, account: Account, message_id: int, correlation_id: str, *, source_address: str | None = None
@@ -349,40 +373,42 @@ class Commands:
         source = self._sealed(source_address)
 
         async def attempt() -> None:
-            stream, version, sent = await self._standing_message(message_id)
-            deleted = rules.delete_message(message_id, sent.sender_id, account.account_id, source=source)
-            await self._log.append(
-                StreamWrite(stream, [deleted.recorded_form()], expected_version=version), context=context
-            )
+            standing = await standing_message(self._log, message_id)
+            deleted = rules.delete_message(message_id, standing.sent.sender_id, account.account_id, source=source)
+            write = StreamWrite(standing.stream, [deleted.recorded_form()], expected_version=standing.version)
+            await self._log.append(write, context=context)
 
         await until_settled(attempt)
 
+    async def check_may_speak(self, account: Account, at: datetime | None = None) -> None:
+        """Refuses what somebody says who is banned or silenced, or was silenced still at another time than now."""
+        found = await self._models.restrictions(account.account_id)
+        silenced_for = rules.silence_left(found.silenced_until, self._now() if at is None else at)
+        rules.check_may_speak(is_banned=found.is_banned, silenced_for=silenced_for)
+
+    async def check_not_banned(self, account: Account) -> None:
+        """Refuses what only somebody may do who may log in."""
+        if (await self._models.restrictions_now(account.account_id)).is_banned:
+            raise Refused(Reason.BANNED)
+
+    async def may_write(self, account: Account, channel: Channel) -> bool:
+        """Whether the account may write to the channel, silenced or not."""
+        if account.account_id == BOT_ID or (channel.name == ANNOUNCE and account in self._operators):
+            return True
+        return await self._models.is_member(channel.channel_id, account.account_id)
+
     async def _record_message(
         self,
-        sent: events.MessageSent | events.DirectMessageSent,
         account: Account,
         correlation_id: str,
         idempotency_key: str | None,
+        sent: events.MessageSent | events.DirectMessageSent,
+        *more: events.Event,
     ) -> Appended:
         # A stream for each message: no two writers ever meet in one, and its whole life stands there together.
-        write = StreamWrite(f"message-{new_id()}", [sent.recorded_form()])
-        command_id = None if idempotency_key is None else _command_id(account, type(sent).__name__, idempotency_key)
+        write = StreamWrite(new_message_stream(), [event.recorded_form() for event in (sent, *more)])
+        command_id = command_id_of(account, type(sent).__name__, idempotency_key)
         return await self._log.append(write, context=Context(account.account_id, correlation_id), command_id=command_id)
-
-    async def _standing_message(
-        self, message_id: int
-    ) -> tuple[str, int, events.MessageSent | events.DirectMessageSent]:
-        """The message's stream, the stream's version, and the message, if it was sent and not deleted."""
-        first = await self._log.event_at(message_id)
-        if first is None or first.type not in ("MessageSent", "DirectMessageSent"):
-            raise Refused(Reason.MESSAGE_NOT_FOUND)
-        history = await self._log.read_stream(first.stream)
-        sent = events.decode(first)
-        if any(event.type == "MessageDeleted" for event in history):
-            raise Refused(Reason.MESSAGE_NOT_FOUND)
-        if not isinstance(sent, events.MessageSent | events.DirectMessageSent):
-            raise Refused(Reason.MESSAGE_NOT_FOUND)
-        return first.stream, len(history), sent
 
     def _sealed(self, address: str | None) -> str | None:
         return None if address is None else self._seal.seal(address)
@@ -398,19 +424,6 @@ class Commands:
         if account is None:
             raise Refused(Reason.USER_NOT_FOUND)
         return account
-
-    async def _check_may_log_in(self, account: Account) -> None:
-        if (await self._models.restrictions_now(account.account_id)).is_banned:
-            raise Refused(Reason.BANNED)
-
-    async def _check_may_speak(self, account: Account) -> None:
-        found = await self._models.restrictions(account.account_id)
-        rules.check_may_speak(
-            is_banned=found.is_banned, silenced_for=rules.silence_left(found.silenced_until, self._now())
-        )
-
-    def _may_write_without_membership(self, account: Account, channel: Channel) -> bool:
-        return account.account_id == BOT_ID or (channel.name == ANNOUNCE and account in self._operators)
 
 
 def token_stream(account_id: int) -> str:
@@ -429,9 +442,30 @@ def account_stream(account_id: int) -> str:
     return f"account-{account_id}"
 
 
-def _command_id(account: Account, what: str, key: str) -> str:
-    """A command id that no other account and no other kind of command can have."""
+def new_message_stream() -> str:
+    """A name for the stream of a message, or of a text to Discord, that nobody has had."""
+    return f"message-{new_id()}"
+
+
+def command_id_of(account: Account, what: str, key: str | None) -> str | None:
+    """A command id that no other account and no other kind of command can have; None without a key."""
+    if key is None:
+        return None
     return sha256(f"{account.account_id}:{what}:{key}".encode()).hexdigest()
+
+
+async def standing_message(log: EventLog, message_id: int) -> StandingMessage:
+    """A message as it stands now; refused if none of this id was sent, or if it is gone."""
+    first = await log.event_at(message_id)
+    if first is None or first.type not in ("MessageSent", "DirectMessageSent"):
+        raise Refused(Reason.MESSAGE_NOT_FOUND)
+    history = await whole_stream(log, first.stream)
+    sent = events.decode(first)
+    is_deleted = any(event.type == "MessageDeleted" for event in history)
+    if is_deleted or not isinstance(sent, events.MessageSent | events.DirectMessageSent):
+        raise Refused(Reason.MESSAGE_NOT_FOUND)
+    edits = [edit.text for event in history if isinstance(edit := events.decode(event), events.MessageEdited)]
+    return StandingMessage(first.stream, len(history), sent, edits[-1] if edits else sent.text)
 
 
 async def whole_stream(log: EventLog, stream: str) -> list[RecordedEvent]:

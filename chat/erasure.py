@@ -6,6 +6,8 @@ Invariants:
   is interrupted, doing it again by the account's id erases the rest.
 * The account's id stays, with where and when it was connected, and with what others wrote to it. Its name is never
   given again: the stream that claimed it, which is called by a digest of it, is still there.
+* Which messages on Discord are copies of what is erased stays known, so that they can be removed there; it is told by
+  ids alone.
 """
 
 from __future__ import annotations
@@ -30,7 +32,18 @@ from eventstore.log import EventLog
 _RANGE = 20_000
 # A request of the account's that was let in just before its end is recorded by then.
 UNDER_WAY_SECONDS = 1.0
-_SENT = ("MessageSent", "DirectMessageSent")
+# By which of its events something is named that has a stream of its own.
+_NAMING = ("MessageSent", "DirectMessageSent", "DiscordMessageRequested", "DiscordUserSeen")
+# What holds ids alone.
+_KEPT = frozenset(
+    {
+        ERASED,
+        "DiscordMessageReceived",
+        "DiscordMessageDelivered",
+        "DiscordMessageFailed",
+        "DiscordMessageWithdrawn",
+    }
+)
 
 # Called with the position up to which the log was looked through, and the one that is to be reached.
 Progress = Callable[[int, int], None]
@@ -103,21 +116,26 @@ class Erasure:
         return account
 
     async def erase_message(self, message_id: int, reason: str, erased_by: str) -> Outcome:
-        """Erases a message of either kind, deleted or not, with its deletion."""
+        """Erases a message of either kind, deleted or not, with its edits and its deletion; or a text to Discord.
+
+        Or what is known of somebody on Discord, named by where they were seen: who have no account need that.
+        """
         _check_words(None, reason, erased_by)
 
         async def attempt() -> Outcome:
             first = await self._log.event_at(message_id)
-            if first is None or first.type not in _SENT:
+            if first is None or first.type not in _NAMING:
                 raise Refused(Reason.MESSAGE_NOT_FOUND)
             history = await whole_stream(self._log, first.stream)
-            positions = tuple(event.position for event in history if event.type != ERASED and event.data is not None)
+            positions = tuple(event.position for event in history if event.type not in _KEPT and event.data is not None)
             if not positions:
                 raise Refused(Reason.ALREADY_ERASED)
-            erased = Erased(None, message_id, positions, reason, erased_by)
+            # It may have been named by the delivery that it is.
+            beginning = history[0].position
+            erased = Erased(None, beginning, positions, reason, erased_by)
             write = StreamWrite(first.stream, [erased.recorded_form()], expected_version=len(history))
             recorded = await self._log.append(write, context=_context())
-            return Outcome(None, message_id, len(positions), (recorded.first_position,))
+            return Outcome(None, beginning, len(positions), (recorded.first_position,))
 
         return await until_settled(attempt)
 
@@ -194,7 +212,7 @@ class _Search:
         if self._account is not None:
             name = self._account.username
             speaking = await self._traces.speaking_of(name, safe_name(name), after, through)
-            self.mentions += [position for position in speaking if position not in fresh]
+            self.mentions += [each for each in speaking if each not in self.found and each not in self.mentions]
         return sorted(fresh)
 
     def _is_answer(self, trace: Trace) -> bool:

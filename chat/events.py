@@ -200,11 +200,120 @@ class MessageDeleted(Event, frozen=True, gc=False, omit_defaults=True):
     source: str | None = None
 
 
+class MessageEdited(Event, frozen=True, gc=False):
+    """A channel's message says something else now."""
+
+    message_id: int
+    text: str
+    edited_by: int
+
+
+class DiscordUserSeen(Event, frozen=True, gc=False):
+    """Somebody on Discord wrote to the bot, and can be written to since; said again when their name has changed.
+
+    Discord's ids, here and below, are its numbers as text: they are larger than what JSON's readers keep exactly.
+    """
+
+    discord_user_id: str
+    username: str
+
+
+class DiscordLinked(Event, frozen=True, gc=False):
+    """Somebody on Discord is this account, and no other one that they were before. In the stream of that person."""
+
+    discord_user_id: str
+    account_id: int
+
+
+class DiscordUnlinked(Event, frozen=True, gc=False):
+    """Somebody on Discord is no account any more."""
+
+    discord_user_id: str
+    account_id: int
+
+
+class LinkCodeUsed(Event, frozen=True, gc=False):
+    """A code by which an account is linked was used up. First event of the code's stream."""
+
+    account_id: int
+
+
+class ChannelBridged(Event, frozen=True, gc=False):
+    """What is said in a channel is said in a channel of Discord, too, and the other way round.
+
+    From Discord it is what comes behind its message `after_message_id`.
+    """
+
+    channel_id: int
+    discord_channel_id: str
+    after_message_id: str
+    bridged_by: int
+
+
+class ChannelUnbridged(Event, frozen=True, gc=False):
+    """A channel and a channel of Discord have nothing to do with each other any more."""
+
+    channel_id: int
+    discord_channel_id: str
+    unbridged_by: int
+
+
+class DiscordMessageReceived(Event, frozen=True, gc=False):
+    """The message at the position before this one came from Discord. Recorded with it, in its stream."""
+
+    discord_channel_id: str
+    discord_message_id: str
+
+
+class DiscordMessageRequested(Event, frozen=True, gc=False, omit_defaults=True):
+    """A text is to be delivered to Discord; this event's position is the delivery's id.
+
+    It goes to a channel or to a person: of the two ids the other is None. `of_message` says that it is the message at
+    the position before this one, recorded with it, in its stream. `recipient_id` is the account that the person was
+    called by; None: they were called by their name on Discord.
+    """
+
+    sender_id: int
+    discord_channel_id: str | None
+    discord_user_id: str | None
+    text: str
+    of_message: bool = False
+    source: str | None = None
+    recipient_id: int | None = None
+
+
+class DiscordMessageDelivered(Event, frozen=True, gc=False):
+    """Discord took a delivery, as these messages of a channel, in order; `message_id`: of which message, if of one."""
+
+    delivery_id: int
+    message_id: int | None
+    sender_id: int
+    discord_channel_id: str
+    discord_message_ids: tuple[str, ...]
+
+
+class DiscordMessageFailed(Event, frozen=True, gc=False):
+    """A delivery is given up; `reason` says why, in a few words."""
+
+    delivery_id: int
+    message_id: int | None
+    sender_id: int
+    reason: str
+
+
+class DiscordMessageWithdrawn(Event, frozen=True, gc=False):
+    """On Discord these messages are gone, or cannot be removed: what they were copies of was deleted or erased here."""
+
+    discord_channel_id: str
+    discord_message_ids: tuple[str, ...]
+
+
 class Erased(Event, frozen=True, gc=False):
     """The data of the events at these positions was emptied, in the transaction that recorded this one.
 
-    It stands in the stream of what was erased: a message, or an account with all that it said; of the two ids the other
-    is None. `erased_by` is who did it, in words, since operators need no account.
+    It stands in the stream of what was erased: an account with all that it said; or a message, a text to Discord, or
+    somebody there, of which `message_id` is the first position. Of the two ids the other is None. `erased_by` is who
+    did it, in words, since operators need no account.
     """
 
     account_id: int | None
@@ -237,6 +346,18 @@ TYPES: dict[str, type[Event]] = {
         BanRemoved,
         AccountKicked,
         AccountReported,
+        MessageEdited,
+        DiscordUserSeen,
+        DiscordLinked,
+        DiscordUnlinked,
+        LinkCodeUsed,
+        ChannelBridged,
+        ChannelUnbridged,
+        DiscordMessageReceived,
+        DiscordMessageRequested,
+        DiscordMessageDelivered,
+        DiscordMessageFailed,
+        DiscordMessageWithdrawn,
         Erased,
     )
 }

@@ -36,6 +36,10 @@ def has_control_characters(name: str) -> bool:
     return any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name)
 
 
+# How the streams of people on Discord begin.
+DISCORD_USER_STREAM = "discord-user-"
+
+
 class DeviceDigests:
     """Digests of devices, by a key that must stay the same for the life of the log."""
 
@@ -60,6 +64,14 @@ class NameStreams:
     def channel(self, safe: str) -> str:
         """The stream whose first event makes the channel of this name."""
         return f"channel-{self._digest('channel', safe)}"
+
+    def discord_user(self, discord_user_id: int) -> str:
+        """The stream of somebody on Discord."""
+        return f"{DISCORD_USER_STREAM}{self._digest('discord user', str(discord_user_id))}"
+
+    def link_code(self, code: str) -> str:
+        """The stream whose first event uses up a code by which an account is linked."""
+        return f"link-code-{self._digest('link code', code)}"
 
     def _digest(self, kind: str, safe: str) -> str:
         return hmac.digest(self._key, f"{kind}:{safe}".encode(), sha256)[:16].hex()

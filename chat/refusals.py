@@ -28,6 +28,12 @@ class Reason(Enum):
     NOT_FOR_AN_OPERATOR = auto()
     NOTHING_TO_UNDO = auto()
     ALREADY_ERASED = auto()
+    DISCORD_NOT_CONFIGURED = auto()
+    NOT_REACHABLE = auto()
+    WRONG_LINK_CODE = auto()
+    NOT_LINKED = auto()
+    ALREADY_BRIDGED = auto()
+    NOT_BRIDGED = auto()
 
 
 class Refused(Exception):

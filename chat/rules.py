@@ -6,7 +6,9 @@ Nothing here reads a clock, draws a number or asks a database: all that comes in
 from __future__ import annotations
 
 import math
-from datetime import datetime
+import re
+import unicodedata
+from datetime import UTC, datetime, timedelta
 
 from chat.events import (
     AccountBanned,
@@ -14,11 +16,17 @@ from chat.events import (
     AccountSilenced,
     AccountVerified,
     BanRemoved,
+    ChannelBridged,
     ChannelCreated,
+    ChannelUnbridged,
     DeviceClaimed,
     DirectMessageSent,
+    DiscordMessageReceived,
+    DiscordMessageRequested,
+    DiscordUserSeen,
     MemberAdded,
     MessageDeleted,
+    MessageEdited,
     MessageSent,
     SilenceRemoved,
     TokenIssued,
@@ -32,6 +40,18 @@ TEXT_LENGTH = 4000
 DEVICE_LENGTH = 256
 REASON_LENGTH = 500
 LONGEST_SILENCE = 365 * 24 * 60 * 60
+DISCORD_NAME_LENGTH = 64
+
+# Discord's ids count the milliseconds since then, above 22 bits for what came in the same one.
+_DISCORD_EPOCH = datetime(2015, 1, 1, tzinfo=UTC)
+_DISCORD_ID_SHIFT = 22
+# What the log cannot hold: NUL, and halves of characters.
+_UNRECORDABLE = re.compile("[\0\ud800-\udfff]")
+# Control characters of all kinds, among them those that turn the direction of what stands behind them; halves.
+_NOT_IN_NAMES = ("Cc", "Zl", "Zp", "Cs")
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# How a text begins that somebody says through the bot.
+_SAID_BY = re.compile(r"\*\*[^*]*\*\*: ")
 
 
 def check_password(password: str) -> None:
@@ -68,6 +88,13 @@ def check_text(field: str, text: str) -> None:
     """Refuses a message's text that is not 1 to 4,000 characters long."""
     if not 1 <= len(text) <= TEXT_LENGTH:
         raise Malformed(field, f"must be 1 to {TEXT_LENGTH:,} characters long")
+
+
+def check_text_for_discord(field: str, text: str) -> None:
+    """As `check_text`, and refuses white space alone, which Discord takes for nothing."""
+    check_text(field, text)
+    if not text.strip():
+        raise Malformed(field, "must hold more than white space")
 
 
 def check_channel_name(name: str) -> None:
@@ -210,3 +237,111 @@ def remove_ban(account_id: int, removed_by: int, *, is_banned: bool) -> BanRemov
     if not is_banned:
         raise Refused(Reason.NOTHING_TO_UNDO)
     return BanRemoved(account_id, removed_by)
+
+
+def request_delivery(
+    sender_id: int,
+    text: str,
+    *,
+    discord_channel_id: int | None = None,
+    discord_user_id: int | None = None,
+    recipient_id: int | None = None,
+    of_message: bool = False,
+    source: str | None = None,
+) -> DiscordMessageRequested:
+    """Asks for a text to be delivered to a channel of Discord, or to somebody there, called by an account or not."""
+    channel = None if discord_channel_id is None else str(discord_channel_id)
+    user = None if discord_user_id is None else str(discord_user_id)
+    return DiscordMessageRequested(sender_id, channel, user, text, of_message, source, recipient_id)
+
+
+def see_discord_user(discord_user_id: int, username: str, *, known_as: str | None) -> DiscordUserSeen | None:
+    """Notes somebody on Discord; nothing happens if they are known by this name already."""
+    return None if username == known_as else DiscordUserSeen(str(discord_user_id), username)
+
+
+def bridge(
+    channel_id: int,
+    discord_channel_id: int,
+    after_message_id: int,
+    bridged_by: int,
+    *,
+    may_bridge: bool,
+    bridged_to: int | None,
+    bridged_from: int | None,
+) -> ChannelBridged | None:
+    """Bridges a channel to one of Discord, of which neither may be bridged to another; nothing happens if they are.
+
+    `bridged_to` is the channel of Discord that the channel is bridged to, `bridged_from` the channel that the one of
+    Discord is bridged to.
+    """
+    if not may_bridge:
+        raise Refused(Reason.NOT_A_MEMBER)
+    if (bridged_to, bridged_from) == (discord_channel_id, channel_id):
+        return None
+    if bridged_to is not None or bridged_from is not None:
+        raise Refused(Reason.ALREADY_BRIDGED)
+    return ChannelBridged(channel_id, str(discord_channel_id), str(after_message_id), bridged_by)
+
+
+def unbridge(channel_id: int, discord_channel_id: int, unbridged_by: int, *, may_bridge: bool) -> ChannelUnbridged:
+    """Ends a bridge."""
+    if not may_bridge:
+        raise Refused(Reason.NOT_A_MEMBER)
+    return ChannelUnbridged(channel_id, str(discord_channel_id), unbridged_by)
+
+
+def receive_message(
+    channel_id: int, sender_id: int, text: str, *, discord_channel_id: int, discord_message_id: int
+) -> tuple[MessageSent, DiscordMessageReceived]:
+    """Takes in what was said in a bridged channel of Discord."""
+    received = DiscordMessageReceived(str(discord_channel_id), str(discord_message_id))
+    return MessageSent(channel_id, sender_id, text), received
+
+
+def edit_message(message_id: int, edited_by: int, text: str, *, standing: str) -> MessageEdited | None:
+    """Lets a message say something else; nothing happens if it says that already."""
+    return None if text == standing else MessageEdited(message_id, text, edited_by)
+
+
+def said_at(discord_message_id: int) -> datetime:
+    """When a message was said on Discord, which its id tells (Discord's reference, "Snowflakes")."""
+    return _DISCORD_EPOCH + timedelta(milliseconds=discord_message_id >> _DISCORD_ID_SHIFT)
+
+
+def discord_name(*names: str) -> str:
+    """The first of these names from Discord of which something is left in one line of at most 64 characters.
+
+    Stars go, so that a name cannot end the bold type in which it is shown.
+    """
+    lines = (" ".join("".join(map(_in_names, name)).split())[:DISCORD_NAME_LENGTH].rstrip() for name in names)
+    return next(filter(None, lines), "somebody")
+
+
+def _in_names(character: str) -> str:
+    if character == "*" or character in _TURNING:
+        return ""
+    return " " if unicodedata.category(character) in _NOT_IN_NAMES else character
+
+
+def text_from_discord(beginning: str, text: str, link: str) -> str:
+    """A text from Discord as it is recorded: behind its beginning, without what the log cannot hold, cut if too long.
+
+    `beginning` is a `said_by`, or empty. What is cut ends with the link to the message there.
+    """
+    whole = beginning + _UNRECORDABLE.sub("\ufffd", text)
+    if len(whole) <= TEXT_LENGTH:
+        return whole
+    end = f"… {link}"
+    return whole[: TEXT_LENGTH - len(end)] + end
+
+
+def said_by(author: str) -> str:
+    """How a text begins that somebody of this `discord_name` says through the bot."""
+    return f"**{author}**: "
+
+
+def beginning_of(text: str) -> str:
+    """The `said_by` with which a text begins."""
+    found = _SAID_BY.match(text)
+    return found[0] if found else ""

@@ -112,8 +112,17 @@ class _Changes:
 
     def _task(self, positions: Range, types: TypesInRanges) -> Task:
         def run(connection: Connection) -> None:
-            with connection.transaction():
-                self.run(connection, positions, types.of(connection, positions))
+            while not attempt(connection):
+                pass
+
+        def attempt(connection: Connection) -> bool:
+            try:
+                with connection.transaction():
+                    self.run(connection, positions, types.of(connection, positions))
+            except psycopg.errors.DeadlockDetected:
+                # Two ranges may change the same rows, each in an order of its own. The other one goes on.
+                return False
+            return True
 
         after, through = positions
         return Task(run, through - after)

@@ -162,7 +162,7 @@ class JsonHandler(web.RequestHandler):
         with bound_contextvars(request_id=self.request_id, path=self.request.path):
             if status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 _log.error("a request failed", exc_info=(typ, value, tb))
-            elif status == HTTPStatus.SERVICE_UNAVAILABLE:
+            elif status == HTTPStatus.SERVICE_UNAVAILABLE and not isinstance(value, Refused):
                 _log.warning("a request could not be served now", reason=str(value))
 
 

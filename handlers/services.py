@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from chat.bridging import Bridging
 from chat.commands import Commands
 from chat.connections import Connections
 from eventstore.transparency.published import Published
@@ -44,6 +45,7 @@ class Services:
     """Everything that handlers need of the rest of the house."""
 
     commands: Commands
+    bridging: Bridging
     connections: Connections
     reading: Reading
     models: ReadModels

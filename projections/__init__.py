@@ -5,7 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from eventstore.projection import Projection
-from projections import accounts, channels, dms, messages, moderation, presence, tokens, verification
+from projections import (
+    accounts,
+    bridges,
+    channels,
+    deliveries,
+    discord_users,
+    dms,
+    messages,
+    moderation,
+    presence,
+    tokens,
+    verification,
+)
 
 # In the order in which a rebuild runs them; none reads another's tables while it is being filled.
 ALL: tuple[Projection, ...] = (
@@ -17,6 +29,9 @@ ALL: tuple[Projection, ...] = (
     presence.projection,
     verification.projection,
     moderation.projection,
+    deliveries.projection,
+    bridges.projection,
+    discord_users.projection,
 )
 
 MIGRATIONS = Path(__file__).parent / "migrations" / "versions"

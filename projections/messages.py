@@ -1,4 +1,4 @@
-"""Messages in channels, without those that were deleted."""
+"""Messages in channels, as they were last edited, without those that were deleted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from chat.commands import Channel
 from chat.names import ANNOUNCE, ERASED_NAME
@@ -26,6 +27,8 @@ messages = sa.Table(
     sa.Column("sender_id", sa.BigInteger, nullable=False),
     sa.Column("text", sa.Text, nullable=False),
     sa.Column("sent_at", MOMENT, nullable=False),
+    # Where in the log it got this text; null: where it was sent.
+    sa.Column("edited", sa.BigInteger),
     # Both read backwards from their end: the newest messages of a channel, or of a sender, are one index range.
     sa.Index(None, "channel_id", "message_id"),
     sa.Index(None, "sender_id", "message_id"),
@@ -53,6 +56,30 @@ def _sent(source: Source) -> sa.Insert:
     return sa.insert(messages).from_select(["message_id", "channel_id", "sender_id", "text", "sent_at"], rows)
 
 
+def _edited(source: Source) -> sa.Update:
+    message_id = number(source, "message_id")
+    last = (
+        sa.select(message_id.label("message_id"), text(source, "text").label("text"), source.c.position)
+        # Two changes of one append may not touch the same row. The message itself comes by an earlier append, since
+        # whoever edits it knows its id.
+        .where(
+            told(source, "MessageEdited"),
+            message_id.not_in(deleted_ids(source)),
+            message_id.not_in(named_positions(source)),
+        )
+        .ext(distinct_on(message_id))
+        .order_by(message_id, source.c.position.desc())
+        .subquery("last")
+    )
+    before = messages.c.edited
+    return (
+        sa.update(messages)
+        # Whatever the order of the ranges, the last edit stays.
+        .where(messages.c.message_id == last.c.message_id, sa.or_(before.is_(None), before < last.c.position))
+        .values(text=last.c.text, edited=last.c.position)
+    )
+
+
 def _deleted(source: Source) -> sa.Delete:
     return sa.delete(messages).where(messages.c.message_id.in_(deleted_ids(source)))
 
@@ -66,10 +93,11 @@ projection = Projection(
     tables=(messages,),
     changes=(
         Change(frozenset({"MessageSent"}), _sent),
+        Change(frozenset({"MessageEdited"}), _edited),
         Change(frozenset({"MessageDeleted"}), _deleted),
         Change(frozenset({"Erased"}), _erased),
     ),
-    # A message is sent once, and deleted or erased for ever.
+    # A message is sent once, and deleted or erased for ever. Its edits are erased with it, never alone.
     unordered=True,
 )
 

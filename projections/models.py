@@ -7,8 +7,9 @@ this process follows tells the caches, its own commits before anybody hears of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from chat.bridging import Bridge, Copy, DiscordUser
 from chat.commands import UNRESTRICTED, Account, Bearer, Channel, Credentials, IssuedToken, Restrictions
 from chat.connections import OpenConnection
 from chat.names import BOT_ID
@@ -16,8 +17,11 @@ from eventstore.erasure import ERASED
 from eventstore.events import RecordedEvent
 from eventstore.log import EventLog
 from projections.accounts import Accounts
+from projections.bridges import BRIDGING, Bridges
 from projections.cache import Cache
 from projections.channels import Channels
+from projections.deliveries import Deliveries
+from projections.discord_users import DiscordUsers
 from projections.dms import DirectMessages
 from projections.messages import Messages
 from projections.moderation import RESTRICTING, Moderations
@@ -30,7 +34,7 @@ _ENDING_TOKENS = frozenset({"TokenIssued", "TokenRevoked"})
 
 
 class ReadModels:
-    """All read models of a log; implements `chat.commands.Models` and `chat.connections.ConnectionModels`."""
+    """All read models of a log; implements `chat.commands.Models`, and what `chat`'s other commands ask."""
 
     def __init__(self, log: EventLog, *, cached: int = CACHED) -> None:
         self._log = log
@@ -42,6 +46,9 @@ class ReadModels:
         self.presence = Presence(log.reader)
         self.verification = Verification(log.reader)
         self.moderation = Moderations(log.reader)
+        self.deliveries = Deliveries(log.reader)
+        self.bridges = Bridges(log.reader)
+        self.discord_users = DiscordUsers(log.reader)
         self._accounts_by_id: Cache[int, Account] = Cache(cached)
         self._accounts_by_name: Cache[str, Account] = Cache(cached)
         self._bearers: Cache[str, Bearer] = Cache(cached)
@@ -50,6 +57,8 @@ class ReadModels:
         self._memberships: Cache[tuple[int, int], bool] = Cache(cached)
         self._verified: Cache[int, bool] = Cache(cached)
         self._restrictions: Cache[int, Restrictions] = Cache(cached)
+        # All of them under one key: they are few, and most channels have none.
+        self._bridges: Cache[str, Mapping[int, Bridge]] = Cache(1)
         log.subscribe(self._forget)
 
     async def account_by_name(self, safe: str) -> Account | None:
@@ -128,6 +137,48 @@ class ReadModels:
         """The connections that a node has open."""
         return await self.presence.open_of_node(node_id)
 
+    async def bridge_of(self, channel_id: int) -> Bridge | None:
+        """The bridge of a channel, as far as this process has heard; its `read_through` may be an older one."""
+        return (await self._bridges_heard_of()).get(channel_id)
+
+    async def bridge_to(self, discord_channel_id: int) -> Bridge | None:
+        """The bridge to a channel of Discord, likewise."""
+        found = (await self._bridges_heard_of()).values()
+        return next((bridge for bridge in found if bridge.discord_channel_id == discord_channel_id), None)
+
+    async def bridges_now(self) -> list[Bridge]:
+        """All bridges, as the log stands now."""
+        return await self.bridges.all()
+
+    async def discord_user_by_name(self, username: str) -> DiscordUser | None:
+        """Who was seen last under this name on Discord, whatever its case."""
+        return await self.discord_users.by_username(username)
+
+    async def discord_user_of(self, account_id: int) -> DiscordUser | None:
+        """Who on Discord is this account, the one who was linked last."""
+        return await self.discord_users.by_account(account_id)
+
+    async def discord_username(self, discord_user_id: int) -> str | None:
+        """The name under which somebody on Discord was seen last; None: they never wrote to the bot."""
+        return await self.discord_users.username_of(discord_user_id)
+
+    async def account_of_discord_user(self, discord_user_id: int) -> Account | None:
+        """Which account somebody on Discord is."""
+        return await self.discord_users.account_of(discord_user_id)
+
+    async def discord_copy(self, discord_message_id: int) -> Copy | None:
+        """What a message on Discord stands for here, unless that is gone."""
+        return await self.deliveries.copy(discord_message_id)
+
+    async def _bridges_heard_of(self) -> Mapping[int, Bridge]:
+        async def query() -> Mapping[int, Bridge]:
+            return {bridge.channel_id: bridge for bridge in await self.bridges.all()}
+
+        if not self._log.ready:
+            # Another process may have made or undone one without our hearing of it.
+            return await query()
+        return await self._bridges.get("all", query) or {}
+
     def _forget(self, events: Sequence[RecordedEvent]) -> None:
         for event in events:
             if event.type in _ENDING_TOKENS and event.data is not None:
@@ -137,6 +188,8 @@ class ReadModels:
                 self._restrictions.forget(lambda _: True)
                 if event.type == ERASED:
                     self._erase(event.body()["account_id"])
+            elif event.type in BRIDGING:
+                self._bridges.forget(lambda _: True)
 
     def _erase(self, account_id: int | None) -> None:
         if account_id is not None:

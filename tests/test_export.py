@@ -519,7 +519,7 @@ async def test_what_concerns_a_channel_or_an_account_is_found(database: str, log
 
 
 def test_extracts_know_every_key_by_which_events_name_accounts_and_channels() -> None:
-    others = {"generation", "token_generation", "message_id", "seconds", "reconnect_in"}
+    others = {"generation", "token_generation", "message_id", "delivery_id", "seconds", "reconnect_in"}
     numbers = {
         field.name
         for kind in TYPES.values()

@@ -175,6 +175,8 @@ class Minutes(RuleBasedStateMachine):
         self.lines: dict[str, Line] = {}
         self.devices: set[str | None] = set()
         self.fold = Fold()
+        # The position up to which the models were last projected from zero.
+        self.projected = 0
 
     # --- the machinery -----------------------------------------------------------------------------------------
 
@@ -205,7 +207,10 @@ class Minutes(RuleBasedStateMachine):
         expected = self.fold.tables()
 
         assert tables.read_models(self.beside.connection) == expected
-        assert self.beside.project(tables.cut(head, [head // 3, head - 2, head - 1])) == expected
+        # The same log, cut at the same places, would come to the same.
+        if head != self.projected:
+            assert self.beside.project(tables.cut(head, [head // 3, head - 2, head - 1])) == expected
+            self.projected = head
 
     # --- the house ---------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ The schemas are checked by a validator of the few words that the document uses; 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from msgspec.structs import fields
 from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import IOLoop
 
+from chat.bridging import Bridging
 from chat.moderation import Moderation
 from eventstore.transparency.checkpoints import Checkpointer
 from eventstore.transparency.notes import SigningKey
@@ -29,7 +31,8 @@ from handlers.v3 import ENDPOINTS
 from handlers.v3 import http as v3
 from handlers.v3.answers import REFUSALS
 from handlers.v3.bodies import Number
-from tests.conftest import CI_KEY, OPERATOR
+from tests.bridged import bridge_of, fresh_id
+from tests.conftest import CI_KEY, OPERATOR, SECRET
 from tests.v3client import PASSWORD, V3, Answer, World, fresh, own_loop, own_world, serving
 from tests.v3words import NO_SUCH_TOKEN
 
@@ -57,7 +60,7 @@ def io_loop() -> Iterator[IOLoop]:
 
 @pytest.fixture(scope="module")
 def world(io_loop: IOLoop, cluster: str) -> Iterator[World]:
-    yield from own_world(io_loop, cluster)
+    yield from own_world(io_loop, cluster, fresh_id())
 
 
 # --- The document ----------------------------------------------------------------------------------------------------
@@ -119,7 +122,14 @@ def documented() -> set[tuple[str, int, str]]:
 
 # --- A validator -----------------------------------------------------------------------------------------------------
 
-KINDS: dict[str, type] = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
+KINDS: dict[str, type] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+    "null": type(None),
+}
 Fault = Callable[[Any, Any, Json], bool]
 # Of each word whether a value is against it; the words say nothing of values of other types.
 FAULTS: dict[str, Fault] = {
@@ -276,17 +286,21 @@ def test_every_refusal_stands_in_it_under_its_status() -> None:
 def test_an_idempotency_key_is_taken_where_messages_are_sent() -> None:
     taking = {endpoint for endpoint in ENDPOINTS if "parameters" in operation(endpoint)}
 
-    assert taking == {"sendmessage", "senddm"}
+    assert taking == {"sendmessage", "senddm", "senddcmsg", "senddcmsgwithtoken"}
 
 
 # --- Against real answers --------------------------------------------------------------------------------------------
 
 
 class Conversation:
-    """Calls that bring about every answer of V3 that needs no fault; `heard` is what was answered."""
+    """Calls that bring about every answer of V3 that needs no fault; `heard` is what was answered.
 
-    def __init__(self, world: World) -> None:
+    `without_discord` is another server of the same world.
+    """
+
+    def __init__(self, world: World, without_discord: V3) -> None:
         self._world = world
+        self._without_discord = without_discord
         self._ann, self._bob, self._den = fresh("Ann"), fresh("Bob"), fresh("den")
         self.heard: list[tuple[str, Answer]] = []
 
@@ -355,8 +369,16 @@ class Conversation:
         await self._call("readmessagesfromchannel", token=bob, message_id=direct["message_id"])
 
     async def _discord(self, ann: str) -> None:
-        await self._call("senddcmsgwithtoken", token=ann, message="hello")
-        await self._call("senddcmsg", token=ann, channel=self._den, message="hello")
+        known = await bridge_of(self._world).meets()
+        calls: list[tuple[str, Json]] = [
+            ("senddcmsgwithtoken", {"message": "hello"}),
+            ("senddcmsg", {"channel": known.username, "message": "hello"}),
+            ("senddcmsg", {"channel": self._den, "message": "hello"}),
+            ("linkdiscord", {}),
+        ]
+        for endpoint, body in calls:
+            await self._call(endpoint, token=ann, **body)
+            self.heard.append((endpoint, await self._without_discord.call(endpoint, None, token=ann, **body)))
 
     async def _moderation(self, ann: str) -> None:
         models = self._world.services.models
@@ -372,9 +394,13 @@ class Conversation:
 
 
 @pytest.mark.gen_test
-async def test_real_answers_are_as_it_says_and_it_says_no_others(world: World) -> None:
-    conversation = Conversation(world)
-    await conversation.hold()
+async def test_real_answers_are_as_it_says_and_it_says_no_others(world: World, http_client: AsyncHTTPClient) -> None:
+    bridging = Bridging(
+        world.log, world.services.models, world.commands, SECRET, default_channel=None, configured=False
+    )
+    async with serving(dataclasses.replace(world.services, bridging=bridging)) as port:
+        conversation = Conversation(world, V3(f"http://127.0.0.1:{port}", http_client))
+        await conversation.hold()
 
     heard = conversation.heard
     for endpoint, answer in heard:
@@ -412,6 +438,28 @@ async def test_real_answers_about_proofs_are_as_it_says_and_it_says_no_others(
     told = {(int(status), text) for status, response in described.items() for text in messages(response)}
     assert told - NEEDS_A_FAULT <= said
     assert {answer.status for answer in heard} == {int(status) for status in described} - {500}
+
+
+@pytest.mark.gen_test
+async def test_real_answers_about_deliveries_are_as_it_says_and_it_says_no_others(world: World) -> None:
+    described = DOCUMENT["paths"]["/api/v3/deliveries/"]["get"]["responses"]
+    bridge, ann = bridge_of(world), await world.person()
+    channel = await ann.makes()
+    await bridge.joins(ann, channel)
+    await ann.sends(channel, "taken")
+    await bridge.delivers(ann, fresh_id(), fresh_id())
+    await ann.does("senddcmsg", channel=(await bridge.meets()).username, message="given up")
+    await bridge.fails(ann, "takes no direct messages")
+    await ann.does("senddcmsgwithtoken", message="waits")
+
+    heard = [
+        await world.v3.ask(f"/api/v3/deliveries/{query}", headers={"Authorization": f"Bearer {token}"}, method="GET")
+        for token, query in ((ann.token, ""), (ann.token, "?count=none"), (NO_SUCH_TOKEN, "?count=5"))
+    ]
+
+    assert all(matches(described[str(answer.status)], answer) for answer in heard), heard
+    assert {answer.status for answer in heard} == {int(status) for status in described} - {500, 503}
+    assert [each["status"] for each in heard[0].body["deliveries"]] == ["delivered", "failed", "waiting"]
 
 
 async def every_bancho_answer(world: World) -> list[tuple[str, Answer]]:

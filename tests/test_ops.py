@@ -91,6 +91,7 @@ def bodies(ann: Person, channel: str) -> dict[str, dict[str, object]]:
         "senddm": token | {"username": ann.username, "message": "x"},
         "senddcmsgwithtoken": token | {"message": "x"},
         "senddcmsg": token | {"channel": channel, "message": "x"},
+        "linkdiscord": token,
     }
 
 

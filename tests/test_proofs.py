@@ -36,8 +36,7 @@ from eventstore.transparency.proofs import BadProof, Opening, Proof
 from eventstore.transparency.published import NotCovered, NothingToProve, Published
 from settings import Settings
 from tests.conftest import SECRET, on_loop
-from tests.listeners import NODE
-from tests.servers import PASSWORD, ROOT, Server, minutebook, until
+from tests.servers import NODE, PASSWORD, ROOT, Server, minutebook, until
 from tests.test_tiles import entries_of
 from tests.v3client import V3, Answer, Person
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,9 +18,9 @@ from tornado.web import Application
 from http1.server import HttpServer
 from realtime.server import Namespace, Refuse, Server, Socket
 from tests.fronts import make_server
+from tests.servers import NODE
 
 PATH = "/socket.io/"
-NODE = Path(sys.executable).with_name("node")
 CONVERSATION = Path(__file__).parent / "javascript" / "conversation.js"
 WITHIN = 20.0
 

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -21,10 +22,24 @@ import projections
 from audit import cli
 from chat.commands import Account, Commands
 from chat.connections import Connections
+from chat.events import (
+    ChannelBridged,
+    DiscordLinked,
+    DiscordMessageDelivered,
+    DiscordMessageReceived,
+    DiscordMessageRequested,
+    DiscordMessageWithdrawn,
+    DiscordUserSeen,
+    Event,
+    MessageDeleted,
+    MessageEdited,
+    MessageSent,
+)
 from chat.moderation import Moderation
 from chat.names import BOT_ID, BOT_NAME
 from eventstore.comparison import Difference
 from eventstore.errors import LogError, LogUnavailable
+from eventstore.events import Context, StreamWrite
 from eventstore.filling import Filling
 from eventstore.log import EventLog
 from eventstore.rebuild import SCHEMA, Progress, check, discard_leftovers, rebuild
@@ -32,7 +47,8 @@ from projections.models import ReadModels
 from tests import tables
 from tests.conftest import SECRET, on_loop, until
 from tests.fold import Fold, Tables
-from tests.servers import MINUTEBOOK, Server, environment
+from tests.forks import Forked
+from tests.servers import Server, launched
 from tests.servers import until as wait_until
 from tests.tables import Outage
 from tests.test_migrations import CATALOG
@@ -96,6 +112,32 @@ async def come_and_go(connections: Connections, moderation: Moderation, account:
     await moderation.unban(bot, account.username, "c")
 
 
+async def write_to_discord(log: EventLog, account: Account) -> None:
+    """A channel is bridged, and something goes each way, and is edited and deleted."""
+
+    async def append(stream: str, *events: Event) -> int:
+        write = StreamWrite(stream, [event.recorded_form() for event in events], expected_version=None)
+        return (await log.append(write, context=Context(None, "c"))).first_position
+
+    await append("bridges", ChannelBridged(3, "900", "1", account.account_id))
+    await append("discord-user-7", DiscordUserSeen("7", "nelly"), DiscordLinked("7", account.account_id))
+    for n in range(10, 16):
+        stream, text = f"message-to-discord-{n}", f"message {n}"
+        message_id = await append(
+            stream,
+            MessageSent(3, account.account_id, text),
+            DiscordMessageRequested(account.account_id, "900", None, text, of_message=True),
+        )
+        ids = (str(n), str(100 + n))
+        await append(stream, DiscordMessageDelivered(message_id + 1, message_id, account.account_id, "900", ids))
+        for words in ("once", "twice", "three times"):
+            await append(stream, MessageEdited(message_id, f"{text}, edited {words}", account.account_id))
+        if n % 2:
+            await append(stream, MessageDeleted(message_id, account.account_id))
+            await append(stream, DiscordMessageWithdrawn("900", ids[:1]))
+    await append("message-from-discord", MessageSent(3, BOT_ID, "hi"), DiscordMessageReceived("900", "50"))
+
+
 def schemas(database: str) -> list[str]:
     with tables.connect(database) as connection:
         query = "SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)' ORDER BY 1"
@@ -126,6 +168,7 @@ async def test_what_is_rebuilt_equals_what_was_kept_up(
 ) -> None:
     alice = await converse(commands)
     await come_and_go(connections, Moderation(log, models), alice)
+    await write_to_discord(log, alice)
     before, tables_before = live(database), identities(database)
 
     assert all(before.values())
@@ -422,24 +465,21 @@ def replay(database: str, *arguments: str) -> int:
 
 
 @contextmanager
-def replaying(database: str) -> Iterator[subprocess.Popen[str]]:
-    """A replay in a process of its own, which can go on when the log is read again, and waits for that."""
-    with locked(database, "events"):
-        process = subprocess.Popen(
-            [MINUTEBOOK, "replay"],
-            env=environment({"database_url": database}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+def replaying(database: str, output: Path) -> Iterator[Forked | subprocess.Popen[bytes]]:
+    """A replay in a process of its own, which can go on when the log is read again, and waits for that.
+
+    What it says is in the file `output`.
+    """
+    with locked(database, "events"), output.open("wb") as file:
+        settings = {"database_url": database}
+        process = launched(["replay"], (), settings, stdout=file.fileno(), stderr=file.fileno())
         try:
             # On both of its connections, and neither would ever come to an end by itself.
             wait_until(lambda: len(others_at_work(database)) >= 2, "it runs statements")
             yield process
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 @pytest.fixture
@@ -449,25 +489,24 @@ def conversation(io_loop: IOLoop, commands: Commands, database: str) -> str:
     return database
 
 
-def test_ctrl_c_ends_what_runs_in_the_database_and_leaves_nothing(conversation: str) -> None:
+def test_ctrl_c_ends_what_runs_in_the_database_and_leaves_nothing(conversation: str, tmp_path: Path) -> None:
     before, tables_before = live(conversation), identities(conversation)
 
-    with replaying(conversation) as process:
+    with replaying(conversation, tmp_path / "output") as process:
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=10)
+        assert process.wait(timeout=10) == 130
         assert others_at_work(conversation) == []
 
-    assert process.returncode == 130
-    assert (stdout, stderr.strip()) == ("", "interrupted: the read models are as they were")
+    assert (tmp_path / "output").read_text().strip() == "interrupted: the read models are as they were"
     assert (live(conversation), identities(conversation)) == (before, tables_before)
     assert schemas(conversation) == ["public"]
 
 
 @pytest.mark.slow
 def test_what_a_killed_one_leaves_is_dropped_by_the_next_start_of_a_server(
-    conversation: str, start_server: Callable[..., Server]
+    conversation: str, start_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    with replaying(conversation) as process:
+    with replaying(conversation, tmp_path / "output") as process:
         assert not discard_leftovers(conversation), "one that is under way is let be"
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -597,7 +636,7 @@ async def test_whoever_may_only_read_may_check(commands: Commands, cluster: str,
 
 @pytest.mark.gen_test
 async def test_unordered_ones_come_to_the_same_in_any_order(commands: Commands, log: EventLog, database: str) -> None:
-    await converse(commands)
+    await write_to_discord(log, await converse(commands))
     head = await log.head()
     wanted = [projection for projection in projections.ALL if projection.unordered]
     names = [table.name for projection in wanted for table in projection.tables]
@@ -615,3 +654,34 @@ async def test_unordered_ones_come_to_the_same_in_any_order(commands: Commands, 
                         task.run(connection)
             found = {name: sorted(connection.execute(f"SELECT * FROM pg_temp.{name}".encode())) for name in names}
         assert found == expected
+
+
+@pytest.mark.gen_test
+async def test_a_range_that_another_one_stands_in_the_way_of_goes_again(
+    commands: Commands, log: EventLog, database: str
+) -> None:
+    await write_to_discord(log, await converse(commands))
+    expected = live(database)
+    edited = [row[0] for row in expected["messages"] if row[-1] is not None]
+    filling = Filling([projections.messages.projection], "public", indexes=False)
+    [[_inserts, _keys, [changes]]] = filling.steps(await log.head())
+    lock = b"SELECT FROM messages WHERE message_id = $1 FOR UPDATE"
+    with tables.connect(database) as looking, psycopg.connect(database, cursor_factory=psycopg.RawCursor) as other:
+        tables.run(looking, "UPDATE messages SET edited = NULL")
+        connection = psycopg.connect(database, autocommit=True, cursor_factory=psycopg.RawCursor)
+        connection.execute(b"SET deadlock_timeout = '100ms'")
+        other.execute(lock, [edited[-1]])
+        running = asyncio.create_task(asyncio.to_thread(changes.run, connection))
+        waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        await until(lambda: tables.rows(looking, waits))
+
+        # Each of the two waits for the other, until the database ends it for one.
+        other.execute(b"SET deadlock_timeout = '1min'")
+        await asyncio.to_thread(other.execute, lock, [edited[0]])
+        other.rollback()
+        await running
+        connection.close()
+
+        deadlocks = "SELECT FROM pg_stat_database WHERE datname = current_database() AND deadlocks > 0"
+        await until(lambda: tables.rows(looking, deadlocks))
+    assert live(database) == expected

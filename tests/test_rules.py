@@ -15,11 +15,17 @@ from chat.events import (
     AccountSilenced,
     AccountVerified,
     BanRemoved,
+    ChannelBridged,
     ChannelCreated,
+    ChannelUnbridged,
     DeviceClaimed,
     DirectMessageSent,
+    DiscordMessageReceived,
+    DiscordMessageRequested,
+    DiscordUserSeen,
     MemberAdded,
     MessageDeleted,
+    MessageEdited,
     MessageSent,
     SilenceRemoved,
     TokenIssued,
@@ -384,3 +390,123 @@ def test_reasons_and_devices_may_be_empty_and_have_their_lengths() -> None:
         rules.check_reason("é" * 501)
     with pytest.raises(Malformed, match="device: must be at most 256"):
         rules.check_device("é" * 257)
+
+
+# --- Discord -----------------------------------------------------------------------------------------------------
+
+LINK = "https://discord.com/channels/1/2/3"
+
+
+@pytest.mark.parametrize("text", [" ", "\n\t ", "\u3000"])
+def test_white_space_alone_is_no_text_for_discord(text: str) -> None:
+    rules.check_text("message", text)
+    with pytest.raises(Malformed, match="message: must hold more than white space"):
+        rules.check_text_for_discord("message", text)
+
+
+@pytest.mark.parametrize("text", ["", "x" * 4001])
+def test_a_text_for_discord_has_the_length_of_every_text(text: str) -> None:
+    rules.check_text_for_discord("message", "x" * 4000)
+    with pytest.raises(Malformed, match="1 to 4,000"):
+        rules.check_text_for_discord("message", text)
+
+
+def test_a_delivery_goes_to_a_channel_or_to_a_person() -> None:
+    to_channel = rules.request_delivery(1000, "hello", discord_channel_id=2**60, of_message=True)
+    to_person = rules.request_delivery(1000, "hello", discord_user_id=7, recipient_id=1001, source="sealed")
+
+    assert to_channel == DiscordMessageRequested(1000, str(2**60), None, "hello", of_message=True)
+    assert to_person == DiscordMessageRequested(1000, None, "7", "hello", source="sealed", recipient_id=1001)
+
+
+def test_somebody_on_discord_is_noted_under_a_new_name_only() -> None:
+    assert rules.see_discord_user(7, "al", known_as=None) == DiscordUserSeen("7", "al")
+    assert rules.see_discord_user(7, "al", known_as="bo") == DiscordUserSeen("7", "al")
+    assert rules.see_discord_user(7, "al", known_as="al") is None
+
+
+def test_a_bridge_has_one_end_on_either_side() -> None:
+    def bridge(*, bridged_to: int | None, bridged_from: int | None, may: bool = True) -> ChannelBridged | None:
+        return rules.bridge(5, 70, 900, 1000, may_bridge=may, bridged_to=bridged_to, bridged_from=bridged_from)
+
+    assert bridge(bridged_to=None, bridged_from=None) == ChannelBridged(5, "70", "900", 1000)
+    assert bridge(bridged_to=70, bridged_from=5) is None
+    for ends in ((71, None), (None, 6), (71, 6)):
+        with pytest.raises(Refused) as refused:
+            bridge(bridged_to=ends[0], bridged_from=ends[1])
+        assert refusal(refused) is Reason.ALREADY_BRIDGED
+    with pytest.raises(Refused) as refused:
+        bridge(bridged_to=None, bridged_from=None, may=False)
+    assert refusal(refused) is Reason.NOT_A_MEMBER
+
+
+def test_who_may_not_bridge_a_channel_does_not_end_its_bridge() -> None:
+    assert rules.unbridge(5, 70, 1000, may_bridge=True) == ChannelUnbridged(5, "70", 1000)
+    with pytest.raises(Refused) as refused:
+        rules.unbridge(5, 70, 1000, may_bridge=False)
+    assert refusal(refused) is Reason.NOT_A_MEMBER
+
+
+def test_a_message_from_discord_is_recorded_with_where_it_is_from() -> None:
+    recorded = rules.receive_message(5, 1000, "hello", discord_channel_id=70, discord_message_id=2**60)
+
+    assert recorded == (MessageSent(5, 1000, "hello"), DiscordMessageReceived("70", str(2**60)))
+
+
+def test_an_edit_that_changes_nothing_is_none() -> None:
+    assert rules.edit_message(9, 1000, "new", standing="old") == MessageEdited(9, "new", 1000)
+    assert rules.edit_message(9, 1000, "old", standing="old") is None
+
+
+def test_a_message_s_id_on_discord_tells_when_it_was_said() -> None:
+    # The example of Discord's reference.
+    assert rules.said_at(175928847299117063) == datetime(2016, 4, 30, 11, 18, 25, 796000, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        pytest.param(["Alice B"], "Alice B", id="an ordinary one"),
+        pytest.param(["a\nb\r\n c\x00\u2028d"], "a b c d", id="lines become one"),
+        pytest.param(["al**: hi, I am\n**bo"], "al: hi, I am bo", id="no end of the bold type"),
+        pytest.param(["al\u202eobla"], "alobla", id="no turn of the direction"),
+        pytest.param(["al\ud800"], "al", id="half a character"),
+        pytest.param(["\n*\x07", "alice"], "alice", id="nothing is left of the first"),
+        pytest.param(["", " "], "somebody", id="nothing is left at all"),
+        pytest.param(["👩\u200d🚀" * 3], "👩\u200d🚀" * 3, id="characters of several are whole"),
+        pytest.param(["x" * 63 + " " + "y" * 9], "x" * 63, id="64 characters, and no space behind"),
+    ],
+)
+def test_a_name_from_discord_is_one_short_line(names: list[str], shown: str) -> None:
+    assert rules.discord_name(*names) == shown
+
+
+@quick
+@given(st.text(st.characters(), max_size=80), st.text(st.characters(), max_size=30))
+def test_whatever_the_name_who_said_it_is_told_from_what_was_said(name: str, text: str) -> None:
+    said_by = rules.said_by(rules.discord_name(name))
+    recorded = rules.text_from_discord(said_by, text, LINK)
+
+    assert rules.beginning_of(recorded) == said_by
+    assert "\n" not in said_by
+    assert recorded.encode("utf-8")
+    assert "\0" not in recorded
+
+
+def test_a_text_from_discord_loses_what_cannot_be_recorded() -> None:
+    assert rules.text_from_discord("", "a\0b\ud83dc\n", LINK) == "a\ufffdb\ufffdc\n"
+
+
+def test_a_long_text_from_discord_is_cut_and_ends_with_the_link_to_it() -> None:
+    whole = rules.text_from_discord("**al**: ", "x" * 3992, LINK)
+    cut = rules.text_from_discord("**al**: ", "x" * 3993, LINK)
+
+    assert whole == "**al**: " + "x" * 3992
+    assert cut == "**al**: " + "x" * (3992 - len(LINK) - 2) + f"… {LINK}"
+    assert len(cut) == 4000
+    rules.check_text("message", cut)
+
+
+def test_a_text_that_nobody_says_through_the_bot_has_no_such_beginning() -> None:
+    for text in ("hello", "**bold** words: none", "so: **al**: hello", ""):
+        assert rules.beginning_of(text) == ""

@@ -9,18 +9,23 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import io
 import json
+import logging
 import re
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from hashlib import sha256
 from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tornado.ioloop import IOLoop
 
+from audit.logs import configure_logs
 from tests.listeners import SETTINGS, Chat, Ended, Refused, own_chat
 from tests.servers import Answer, Client, Server, tail, until
 from tests.tables import Outage
@@ -40,6 +45,7 @@ class Talk:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.tokens: list[str] = []
+        self.link_code = ""
         self.answers: list[Answer] = []
 
     def post(self, endpoint: str, **body: Any) -> Answer:
@@ -68,6 +74,7 @@ class Talk:
         for token, status in ((alice, 200), (first, 401), (alice.upper(), 401), (f"{alice} ", 401), (CI_KEY, 401)):
             assert self.post("sendmessage", token=token, channel="den", message="hello").status == status
             self.post("getdms", token=token, count="many")
+        self.link_code = str(self.client.must("linkdiscord", token=alice)["code"])
         self._mistakes(alice)
 
     def _mistakes(self, token: str) -> None:
@@ -100,6 +107,7 @@ class Talk:
             "Alice's password": ALICE,
             "Bob's password": BOB,
             "a wrong password": WRONG,
+            "the link code": self.link_code,
             **{f"token {number}": token for number, token in enumerate(self.tokens)},
         }
 
@@ -135,7 +143,7 @@ def test_a_secret_would_be_found() -> None:
 
 def test_no_secret_is_logged_answered_or_stored(start_server: StartServer, cluster: str, database: str) -> None:
     url = make_conninfo(database, password=DATABASE_PASSWORD)
-    server = start_server(database_url=url, log_level="debug", ci_key=CI_KEY, secret=SECRET)
+    server = start_server(database_url=url, log_level="debug", ci_key=CI_KEY, secret=SECRET, discord_channel=77)
     with server.client() as client:
         talk = Talk(client)
         talk.go()
@@ -278,7 +286,7 @@ def everything_in(database: str) -> dict[str, bytes]:
 
 
 def test_no_secret_lies_in_any_file_but_the_one_for_it(start_server: StartServer) -> None:
-    server = start_server(log_level="debug", ci_key=CI_KEY)
+    server = start_server(log_level="debug", ci_key=CI_KEY, discord_channel=77)
     with server.client() as client:
         talk = Talk(client)
         talk.go()
@@ -309,3 +317,46 @@ def test_a_password_is_kept_as_its_salted_hash_and_a_token_as_its_digest(
     assert len(set(hashes)) == 3, "each has a salt of its own"
     digests = [event["data"]["token_digest"] for event in events if event["type"] == "TokenIssued"]
     assert digests[0] == sha256(token.encode()).hexdigest()
+
+
+@pytest.fixture
+def logging_is_restored() -> Iterator[None]:
+    root, configuration = logging.getLogger(), structlog.get_config()
+    handlers, level, alembic = root.handlers[:], root.level, logging.getLogger("alembic").level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("alembic").setLevel(alembic)
+    structlog.configure(**configuration)
+
+
+class Stderr(io.StringIO):
+    """Standard error, at a terminal or not."""
+
+    def __init__(self, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+@pytest.mark.usefixtures("logging_is_restored")
+@pytest.mark.parametrize("is_terminal", [True, False], ids=["a terminal", "a pipe"])
+def test_a_traceback_tells_no_values_of_variables(is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = Stderr(is_terminal)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    configure_logs("debug")
+
+    def fails(token: str) -> None:
+        raise RuntimeError(f"a fault of ours with {len(token)} characters")
+
+    for log in (structlog.get_logger("a part"), logging.getLogger("discord.client")):
+        try:
+            fails("".join(("the-token-", "of-the-bot")))
+        except RuntimeError:
+            log.exception("it failed")
+
+    said = stderr.getvalue()
+    assert said.count("a fault of ours with 20 characters") == 2
+    assert "the-token-of-the-bot" not in said

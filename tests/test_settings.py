@@ -59,7 +59,8 @@ def test_a_default_is_what_its_own_text_means(setting: Setting) -> None:
 def test_no_secret_has_a_default() -> None:
     secrets = {setting.name: setting.default for setting in table() if setting.secret}
 
-    assert secrets == {"database_url": None, "secret": None, "ci_key": None, "audit_key": None, "log_key": None}
+    names = ("database_url", "secret", "ci_key", "audit_key", "log_key", "discord_token")
+    assert secrets == dict.fromkeys(names)
 
 
 GOOD = {
@@ -84,6 +85,10 @@ GOOD = {
     "origin": ("chat.example/minutes", "chat.example/minutes"),
     "checkpoint_interval": ("60", 60),
     "log_key": ("PRIVATE+KEY+a+00000000+AQ", "PRIVATE+KEY+a+00000000+AQ"),
+    "discord_token": ("a.b.c", "a.b.c"),
+    "discord_channel": ("1180000000000000001", 1180000000000000001),
+    "discord_api": ("http://127.0.0.1:9/api/v10/", "http://127.0.0.1:9/api/v10"),
+    "discord_give_up": ("60", 60),
     "cors_origin": ("https://chat.example", "https://chat.example"),
     "ping_interval": ("5", 5),
     "ping_timeout": ("3", 3),
@@ -113,6 +118,10 @@ BAD = {
     "origin": ["", "two words", "a+b", "line\nbreak", "bell\a"],
     "checkpoint_interval": ["", "0", "86401", "1.5"],
     "log_key": [""],
+    "discord_token": [""],
+    "discord_channel": ["", "0", "general", "9223372036854775808"],
+    "discord_api": ["", "discord.com", "ftp://discord.com", "https://", "https://discord.com/api?v=10"],
+    "discord_give_up": ["", "0", "31536001", "a day"],
     "cors_origin": [""],
     "ping_interval": ["", "0", "3601", "1.5"],
     "ping_timeout": ["", "0", "3601"],

@@ -26,6 +26,9 @@ ENDPOINTS = {
     "list_channels": "getchannels",
     "make_channel": "makechannel",
     "add_user": "addusertochannel",
+    "post_to_discord": "senddcmsgwithtoken",
+    "send_to_discord": "senddcmsg",
+    "link_discord": "linkdiscord",
 }
 
 

@@ -17,6 +17,7 @@ from tests.v3words import (
     BY_PASSWORD,
     INVALID_TOKEN,
     NEEDS_DISCORD,
+    NO_DISCORD,
     NO_SUCH_TOKEN,
     UUID,
     WEAK_PASSWORD,
@@ -418,8 +419,9 @@ async def test_senddm_to_nobody_is_404_user_not_found(world: World) -> None:
 # --- Discord ---------------------------------------------------------------------------------------------------------
 
 
-# Instead of "Sent message!", "Dm message sent!" and "Invalid input or user not in channel", which come with the bridge;
-# the contract: "No Discord configured: 503 {"message": "Discord is not configured!"}"
+# Instead of "Sent message!", "Dm message sent!" and "Invalid input or user not in channel", which are answered where
+# there is a Discord (`test_v3_discord`). The contract: "No Discord configured: 503 {"message": "Discord is not
+# configured!"}"
 @pytest.mark.parametrize(("endpoint", "fields"), NEEDS_DISCORD)
 async def test_messages_to_discord_are_503_after_the_token_check(world: World, endpoint: str, fields: Fields) -> None:
     ann = await world.person()
@@ -429,5 +431,5 @@ async def test_messages_to_discord_are_503_after_the_token_check(world: World, e
     answer = await ann.does(endpoint, **fields)
 
     assert unknown.said == INVALID_TOKEN
-    assert answer.said == (503, {"message": "Discord is not configured!"})
+    assert answer.said == NO_DISCORD
     assert await world.log.head() == before

@@ -132,6 +132,7 @@ def server(io_loop: IOLoop, world: World) -> Iterator[Server]:
             "getdms": newest,
             "senddm": text | {"username": ann.username},
             "senddcmsg": text | {"channel": channel},
+            "linkdiscord": token,
         }
         return Server(world, ann, good)
 

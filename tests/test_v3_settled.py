@@ -30,6 +30,7 @@ from tests.v3client import (
 from tests.v3words import (
     ALL,
     BAD_USERNAME,
+    BEYOND_IT,
     BY_PASSWORD,
     CHANNEL_EXISTS,
     CHANNEL_NOT_FOUND,
@@ -68,8 +69,8 @@ def world(io_loop: IOLoop, cluster: str) -> Iterator[World]:
 # --- Requests --------------------------------------------------------------------------------------------------------
 
 
-async def test_the_endpoints_are_those_of_the_document_and_no_others(world: World) -> None:
-    assert list(ENDPOINTS) == ALL
+async def test_the_endpoints_are_those_of_the_document_and_linkdiscord(world: World) -> None:
+    assert list(ENDPOINTS) == [*ALL, *BEYOND_IT]
 
 
 @pytest.mark.parametrize("endpoint", ALL)
@@ -184,6 +185,8 @@ async def test_keys_that_an_endpoint_does_not_know_are_ignored(world: World) -> 
         ("senddm", {"username": "Nobody", "message": 5}, "message"),
         ("senddcmsgwithtoken", {"message": ""}, "message"),
         ("senddcmsg", {"channel": "nowhere", "message": ""}, "message"),
+        ("senddcmsgwithtoken", {"message": " \n\u3000"}, "message"),
+        ("senddcmsg", {"channel": "nowhere", "message": "\t"}, "message"),
     ],
 )
 async def test_the_bodys_shape_is_checked_before_the_token(

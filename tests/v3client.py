@@ -237,7 +237,7 @@ async def serving(services: Services) -> AsyncIterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def _world(conninfo: str) -> AsyncIterator[World]:
+async def _world(conninfo: str, discord_channel: int | None) -> AsyncIterator[World]:
     passwords = PasswordHasher(cost=4)
     async with EventLog(conninfo, projections.ALL) as log:
         await log.listening()
@@ -245,7 +245,7 @@ async def _world(conninfo: str) -> AsyncIterator[World]:
         commands = Commands(log, models, passwords, SECRET, operators=[OPERATOR])
         await commands.prepare()
         connections = Connections(log, models, SECRET, NODE)
-        services = make_services(commands, connections, models, log)
+        services = make_services(commands, connections, models, log, discord_channel)
         http = AsyncHTTPClient(force_instance=True)
         async with serving(services) as port:
             yield World(V3(f"http://127.0.0.1:{port}", http), port, log, services)
@@ -262,12 +262,12 @@ def own_loop() -> Iterator[IOLoop]:
     loop.close(all_fds=True)
 
 
-def own_world(loop: IOLoop, cluster: str) -> Iterator[World]:
-    """A world for the tests of one module, on a database of its own."""
+def own_world(loop: IOLoop, cluster: str, discord_channel: int | None = None) -> Iterator[World]:
+    """A world for the tests of one module, on a database of its own; with Discord, if it has a channel there."""
     name = fresh("world_")
     with psycopg.connect(cluster, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template_for_tests')
-    manager = _world(make_conninfo(cluster, dbname=name))
+    manager = _world(make_conninfo(cluster, dbname=name), discord_channel)
     yield loop.run_sync(manager.__aenter__)
     loop.run_sync(lambda: manager.__aexit__(None, None, None))
     with psycopg.connect(cluster, autocommit=True) as connection:

@@ -30,6 +30,8 @@ ALL = [
     "senddm",
     "senddcmsg",
 ]
+# And what it knows nothing of.
+BEYOND_IT = ["linkdiscord"]
 BY_PASSWORD = ["register", "login", "generatetoken", "gettoken"]
 # Every request of the document that needs a token, with what else it takes.
 WITH_TOKEN: list[tuple[str, Fields]] = [
@@ -70,6 +72,9 @@ CHANNEL_EXISTS: Said = (409, {"message": "Channel exists!"})
 REGISTERED: Said = (201, {"message": "User registered successfully!"})
 SENT: Said = (200, {"message": "Message sent!"})
 DM_SENT: Said = (200, {"message": "Dm message sent!"})
+SENT_TO_DISCORD: Said = (200, {"message": "Sent message!"})
+NOT_REACHABLE: Said = (400, {"message": "Invalid input or user not in channel"})
+NO_DISCORD: Said = (503, {"message": "Discord is not configured!"})
 DELETED: Said = (200, {"message": "Message deleted!"})
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -12,18 +12,22 @@ import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from heapq import merge
+from typing import Any
 
+from chat.bridging import Delivery
 from chat.commands import Account, Commands
 from chat.connections import ConnectionHistory, Connections
 from chat.refusals import Refused
 from eventstore.errors import LogUnavailable, WrongVersion
 from eventstore.ids import new_id
 from handlers.sockets.fanout import (
+    DISCORD_DELIVERY,
     EVERYONE,
     NEW_DM,
     Fanout,
     account_room,
     channel_room,
+    told_delivery,
     told_direct,
     told_message,
 )
@@ -42,6 +46,8 @@ _NEAR = 1000
 # what may wait for a client.
 _STEP = 16
 _ATTEMPTS = 5
+
+Missed = Message | DirectMessage | Delivery
 
 
 class RecoveryFailed(Exception):
@@ -243,34 +249,50 @@ class Admission:
         if not self._fanout.may_have_told(after):
             return through
         while after < through and socket.is_open:
-            messages: list[Message] = await self._models.messages.missed(account_id, after, through, _PAGE)
-            direct: list[DirectMessage] = await self._models.dms.missed(account_id, after, through, _PAGE)
-            full = [each[-1].message_id for each in _pages(messages, direct) if len(each) == _PAGE]
-            # Behind the end of a full page there may be more of its kind, so the other kind must not go ahead of it.
+            pages = await self._missed(account_id, after, through)
+            full = [_offset(page[-1]) for page in pages if len(page) == _PAGE]
+            # Behind the end of a full page there may be more of its kind, so the other kinds must not go ahead of it.
             after = min([through, *full])
-            due = [each for each in merge(*_pages(messages, direct), key=_message_id) if each.message_id <= after]
+            due = [each for each in merge(*pages, key=_offset) if _offset(each) <= after]
             for start in range(0, len(due), _STEP):
-                for message in due[start : start + _STEP]:
-                    self._send(socket, message)
+                for each in due[start : start + _STEP]:
+                    self._send(socket, each)
                 await socket.drained()
         return after
 
-    def _send(self, socket: Socket, message: Message | DirectMessage) -> None:
-        if isinstance(message, Message):
-            told = told_message(message.sender, message.text, message.channel, message.sent_at)
-            socket.replay(self._fanout.channel_event, told, offset=message.message_id)
-        else:
-            told = told_direct(message.sender, message.text, message.recipient)
-            socket.replay(NEW_DM, told, offset=message.message_id)
+    async def _missed(self, account_id: int, after: int, through: int) -> tuple[Sequence[Missed], ...]:
+        """Of each kind the first page of what an account missed, in order."""
+        models = self._models
+        return (
+            await models.messages.missed(account_id, after, through, _PAGE),
+            await models.dms.missed(account_id, after, through, _PAGE),
+            await models.deliveries.missed(account_id, after, through, _PAGE),
+        )
+
+    def _send(self, socket: Socket, missed: Missed) -> None:
+        name, told = self._told(missed)
+        socket.replay(name, told, offset=_offset(missed))
+
+    def _told(self, missed: Missed) -> tuple[str, dict[str, Any]]:
+        """The event by which a connection is told of something, and its data: the same as if it had been there."""
+        match missed:
+            case Message(sender=sender, text=text, channel=channel, sent_at=sent_at):
+                return self._fanout.channel_event, told_message(sender, text, channel, sent_at)
+            case DirectMessage(sender=sender, text=text, recipient=recipient):
+                return NEW_DM, told_direct(sender, text, recipient)
+        settled_at = missed.settled_at
+        assert settled_at is not None, "what is missed is settled"  # noqa: S101
+        parts = missed.discord_message_ids or ()
+        return DISCORD_DELIVERY, told_delivery(missed.delivery_id, missed.message_id, parts, missed.failed, settled_at)
 
     def _say_ready(self, socket: Socket, registration: Registration, offset: int) -> None:
         username = registration.account.username
         socket.replay(READY, f"Server has accepted the connection and registered you as : {username}", offset=offset)
 
 
-def _message_id(message: Message | DirectMessage) -> int:
-    return message.message_id
-
-
-def _pages(messages: list[Message], direct: list[DirectMessage]) -> tuple[Sequence[Message | DirectMessage], ...]:
-    return messages, direct
+def _offset(missed: Missed) -> int:
+    """The position by which something is told."""
+    if isinstance(missed, Delivery):
+        assert missed.settled is not None, "what is missed is settled"  # noqa: S101
+        return missed.settled
+    return missed.message_id

@@ -17,7 +17,7 @@ from eventstore.ids import new_id
 from handlers.http import told
 from handlers.services import Services
 from handlers.sockets.registry import Registry
-from handlers.v3 import ENDPOINTS
+from handlers.v3 import ENDPOINTS, QUERIES
 from handlers.v3.answers import REFUSALS, Answer
 from handlers.v3.bodies import Decoder, decoder, idempotency_key
 from handlers.v3.call import Call, Endpoint
@@ -34,6 +34,10 @@ EVENTS: Mapping[str, str] = {
     "list_channels": "getchannels",
     "make_channel": "makechannel",
     "add_user": "addusertochannel",
+    "post_to_discord": "senddcmsgwithtoken",
+    "send_to_discord": "senddcmsg",
+    "link_discord": "linkdiscord",
+    "read_deliveries": "deliveries",
 }
 
 _IDEMPOTENCY_KEY = "idempotency_key"
@@ -43,7 +47,7 @@ _log = structlog.get_logger(__name__)
 def register_endpoints(namespace: Namespace, registry: Registry, services: Services) -> None:
     """Registers a handler for each event."""
     for event, name in EVENTS.items():
-        kind, endpoint = ENDPOINTS[name]
+        kind, endpoint = (ENDPOINTS | QUERIES)[name]
         namespace.on_event(event)(_Handler(event, endpoint, decoder(kind), registry, services))
 
 

@@ -9,7 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +28,7 @@ from projections.models import ReadModels
 from realtime.server import Namespace, Socket
 
 NEW_DM = "new_dm"
+DISCORD_DELIVERY = "discord_delivery"
 # Everybody who is registered.
 EVERYONE = "everyone"
 
@@ -42,6 +43,8 @@ _PASSED_ON = frozenset(
     for kind in (
         events.MessageSent,
         events.DirectMessageSent,
+        events.DiscordMessageDelivered,
+        events.DiscordMessageFailed,
         events.ChannelCreated,
         events.MemberAdded,
         events.TokenIssued,
@@ -74,6 +77,20 @@ def told_direct(sender: str, text: str, recipient: str) -> dict[str, Any]:
     return {"sender": sender, "message": text, "recipient": recipient}
 
 
+def told_delivery(
+    delivery_id: int, message_id: int | None, discord_message_ids: Iterable[object], failed: str | None, when: datetime
+) -> dict[str, Any]:
+    """How a delivery to Discord ended as its sender is told of it; the keys are those that `deliveries` has for it."""
+    return {
+        "delivery_id": delivery_id,
+        "message_id": message_id,
+        "status": "delivered" if failed is None else "failed",
+        "discord_message_ids": [str(discord_id) for discord_id in discord_message_ids],
+        "reason": failed,
+        "settled_at": timestamp(when),
+    }
+
+
 class Fanout:
     """Follows the log and tells the listeners of this process; `run` is its task.
 
@@ -90,7 +107,7 @@ class Fanout:
         on_restart: Callable[[int], None],
     ) -> None:
         self.position = 0
-        # The last message, or where this process began: what lies before, it has not seen.
+        # The last that was told, or where this process began: what lies before, it has not seen.
         self._last_told = 0
         # Set when `position` has moved, and then replaced.
         self._moved = asyncio.Event()
@@ -106,7 +123,7 @@ class Fanout:
         self.position = self._last_told = await self._log.head()
 
     def may_have_told(self, after: int) -> bool:
-        """Whether there may be messages behind `after`, as far as everything up to `position` goes."""
+        """Whether there may be something to tell behind `after`, as far as everything up to `position` goes."""
         return self._last_told > after
 
     async def head(self) -> int:
@@ -174,6 +191,9 @@ class Fanout:
             case events.DirectMessageSent():
                 self._last_told = recorded.position
                 self._tell_recipient(recorded, event, names)
+            case events.DiscordMessageDelivered() | events.DiscordMessageFailed():
+                self._last_told = recorded.position
+                self._tell_sender(recorded, event)
             case events.ChannelCreated(creator_id=int(creator_id)):
                 self._join(creator_id, recorded.position)
             case events.MemberAdded(channel_id=channel_id, account_id=account_id):
@@ -211,6 +231,19 @@ class Fanout:
         if sender is not None and recipient is not None and self._namespace.has_listeners(room):
             told = told_direct(sender.username, event.text, recipient.username)
             self._namespace.emit(NEW_DM, told, room=room, offset=recorded.position)
+
+    def _tell_sender(
+        self, recorded: RecordedEvent, event: events.DiscordMessageDelivered | events.DiscordMessageFailed
+    ) -> None:
+        room = account_room(event.sender_id)
+        if self._namespace.has_listeners(room):
+            parts, failed = (
+                (event.discord_message_ids, None)
+                if isinstance(event, events.DiscordMessageDelivered)
+                else ((), event.reason)
+            )
+            told = told_delivery(event.delivery_id, event.message_id, parts, failed, recorded.recorded_at)
+            self._namespace.emit(DISCORD_DELIVERY, told, room=room, offset=recorded.position)
 
     def _join(self, account_id: int, channel_id: int) -> None:
         for socket, _ in self._registry.sockets_of(account_id):

@@ -17,6 +17,7 @@ from handlers.v3.bodies import (
     SendDirectMessage,
     SendMessage,
     SendToDiscord,
+    SendToSomebodyOnDiscord,
     WithToken,
 )
 from handlers.v3.call import Endpoint
@@ -38,5 +39,10 @@ ENDPOINTS: dict[str, tuple[type[Body], Endpoint[Any]]] = {
     "getchannels": (WithToken, channels.getchannels),
     "getdms": (ReadNewest, dms.getdms),
     "senddm": (SendDirectMessage, dms.senddm),
-    "senddcmsg": (SendMessage, discord.senddcmsg),
+    "senddcmsg": (SendToSomebodyOnDiscord, discord.senddcmsg),
+    "linkdiscord": (WithToken, discord.linkdiscord),
+}
+# What is asked for by GET, with the token in a header.
+QUERIES: dict[str, tuple[type[Body], Endpoint[Any]]] = {
+    "deliveries": (ReadSent, discord.deliveries),
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from chat.bridging import Delivery
 from chat.commands import Channel
 from chat.refusals import Reason
 from eventstore.merkle import rfc3339
@@ -13,6 +15,8 @@ from projections.messages import Message
 
 # A status and a body.
 Answer = tuple[int, dict[str, Any]]
+# What people are called on Discord, by their ids there; None: nobody knows any more.
+People = Mapping[int, str | None]
 
 REFUSALS: dict[Reason, tuple[int, str]] = {
     Reason.WEAK_PASSWORD: (
@@ -34,6 +38,8 @@ REFUSALS: dict[Reason, tuple[int, str]] = {
     Reason.NOT_A_READER: (403, "Your not allowed to read this message!"),
     Reason.SILENCED: (403, "You are silenced for {seconds} seconds!"),
     Reason.BANNED: (403, "You are banned!"),
+    Reason.DISCORD_NOT_CONFIGURED: (503, "Discord is not configured!"),
+    Reason.NOT_REACHABLE: (400, "Invalid input or user not in channel"),
 }
 
 
@@ -62,3 +68,26 @@ def timestamp(moment: datetime) -> datetime | str:
 def shown_channel(channel: Channel) -> dict[str, Any]:
     """A channel as `getchannels` lists it."""
     return {"channel_name": channel.name, "channel_id": channel.channel_id}
+
+
+def shown_delivery(delivery: Delivery, people: People) -> dict[str, Any]:
+    """A text to Discord as its sender sees it, with what has become of it."""
+    return {
+        "delivery_id": delivery.delivery_id,
+        "message_id": delivery.message_id,
+        "to": _destination(delivery, people),
+        "message": delivery.text,
+        "status": delivery.status,
+        "discord_message_ids": [str(discord_id) for discord_id in delivery.discord_message_ids or ()],
+        "reason": delivery.failed,
+        "requested_at": timestamp(delivery.requested_at),
+        "settled_at": None if delivery.settled_at is None else timestamp(delivery.settled_at),
+    }
+
+
+def _destination(delivery: Delivery, people: People) -> dict[str, str | None]:
+    """Where it goes. A person is shown as who they were called by, so that nobody learns which account is whom."""
+    to = delivery.destination
+    if to.discord_user_id is None:
+        return {"channel": str(to.discord_channel_id)}
+    return {"person": people.get(to.discord_user_id) if delivery.recipient is None else delivery.recipient}

@@ -51,7 +51,7 @@ class ReadNewest(WithToken, frozen=True):
 
 
 class ReadSent(WithToken, frozen=True):
-    """`getmysentmessages`: the document gives it no count, so it may be left out."""
+    """`getmysentmessages`: the document gives it no count, so it may be left out. And `deliveries`, likewise."""
 
     count: Number = MAX_COUNT
 
@@ -103,7 +103,7 @@ class AddUser(WithToken, frozen=True):
 
 
 class SendMessage(WithToken, frozen=True):
-    """`sendmessage`, and `senddcmsg`."""
+    """`sendmessage`."""
 
     message: str
     channel: str
@@ -128,7 +128,13 @@ class SendToDiscord(WithToken, frozen=True):
     message: str
 
     def check(self) -> None:
-        rules.check_text("message", self.message)
+        rules.check_text_for_discord("message", self.message)
+
+
+class SendToSomebodyOnDiscord(SendToDiscord, frozen=True):
+    """`senddcmsg`: `channel` names a bridged channel, or a person."""
+
+    channel: str
 
 
 def whole_count(value: Number) -> int:

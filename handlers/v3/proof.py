@@ -1,7 +1,4 @@
-"""The proof of a message, for those who may read it: the one call of V3 that changes and asks nothing but a path.
-
-`GET /api/v3/proof/<message_id>`, the token as `Authorization: Bearer`, so that nothing secret stands in the address.
-"""
+"""The proof of a message, for those who may read it: `GET /api/v3/proof/<message_id>`."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from eventstore.transparency.published import NotCovered, NothingToProve
 from handlers.http import JsonHandler
 from handlers.services import Services
 from handlers.v3.answers import REFUSALS
+from handlers.v3.bearer import bearer_token
 from handlers.v3.bodies import whole_id
 
 _NOT_YET = "No checkpoint covers the message yet, try again!"
@@ -26,7 +24,7 @@ class ProofHandler(JsonHandler):
         """Looks at the id, then at the token, then at the message and the right to read it, as all of V3 does."""
         with self.services.in_flight:
             number = whole_id(message_id)
-            account = await self.services.commands.authenticate(self._token())
+            account = await self.services.commands.authenticate(bearer_token(self.request))
             message = await self.services.reading.message(account, number)
             try:
                 proof, opening = await self.services.published.prove(message.message_id)
@@ -38,9 +36,3 @@ class ProofHandler(JsonHandler):
                 raise Refused(Reason.MESSAGE_NOT_FOUND) from None
             else:
                 self.reply(200, {"proof": proof.text(), "opening": opening})
-
-    def _token(self) -> str:
-        scheme, _, token = self.request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            raise Refused(Reason.INVALID_TOKEN)
-        return token.strip()
