@@ -46,8 +46,10 @@ class _Asked:
 
 
 class Reader:
-    """Runs statements that change nothing, on at most `size` connections, opened as they are needed.
+    """Runs statements on at most `size` connections, opened as they are needed.
 
+    Those that go together are one transaction; if one of them fails, each is run again by itself. So they should change
+    nothing, or nothing that a second time would change again.
     There is nothing to reconnect: a broken connection is thrown away, and the next statement opens another or fails.
     """
 
