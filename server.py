@@ -111,7 +111,7 @@ def run_bot(settings: Settings) -> None:
     if settings.discord_token is None:
         raise CommandFailed("there is no bot to run: give its discord_token")
     with database(settings) as conninfo:
-        asyncio.run(bridge_alone(settings, conninfo))
+        loops.run(bridge_alone(settings, conninfo))
 
 
 async def bridge_alone(settings: Settings, conninfo: str) -> None:

@@ -155,7 +155,7 @@ class _Worker:
                 if self._stopping.is_set():
                     return
                 began = time.monotonic()
-                code = await self._live()
+                code = await self._try_to_live()
                 if self._stopping.is_set():
                     return
                 if not self.has_served:
@@ -179,11 +179,21 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
-    async def _live(self) -> int:
+    async def _try_to_live(self) -> int | None:
+        """One life; its exit code, or None if the system has no process for it now."""
         self._reason = None
+        try:
+            return await self._live()
+        except OSError as error:
+            # The others go on, and this one when there is memory again.
+            self._reason = str(error)
+            return None
+
+    async def _live(self) -> int:
         ours, theirs = socket.socketpair()
         descriptors = [*self._assignment.descriptors, theirs.fileno()]
-        with theirs:
+        with contextlib.ExitStack() as unstarted, theirs:
+            unstarted.callback(ours.close)
             # In a group of its own it does not get the terminal's Ctrl-C, which is for the parent.
             self._process = process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -192,6 +202,7 @@ class _Worker:
                 pass_fds=descriptors,
                 process_group=0,
             )
+            unstarted.pop_all()
         try:
             await self._converse(ours)
             return await process.wait()

@@ -105,13 +105,14 @@ class JsonHandler(web.RequestHandler):
     def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> asyncio.Future[None]:
         """Sends the answer, as a whole."""
         assert not self._is_answered, "a request has one answer"  # noqa: S101
-        self._is_answered = True
         body = _encoded(chunk)
         connection = self.request.connection
         if isinstance(connection, Exchange) and not self._more and not self._closes:
             written = connection.answer(_head(self._status, int(time.time())) % self.request_id.encode(), body)
         else:
             written = self._write(body)
+        # Not before: what cannot be written, such as a header that is none, has another answer.
+        self._is_answered = True
         self.application.log_request(self)
         return written
 
@@ -163,7 +164,7 @@ class JsonHandler(web.RequestHandler):
             if status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 _log.error("a request failed", exc_info=(typ, value, tb))
             elif status == HTTPStatus.SERVICE_UNAVAILABLE and not isinstance(value, Refused):
-                _log.warning("a request could not be served now", reason=str(value))
+                _log.warning("a request could not be served now", reason=str(value) or repr(value))
 
 
 def _encoded(chunk: str | bytes | dict[str, Any] | None) -> bytes:
@@ -208,7 +209,8 @@ def told(
             return 429, "Too many requests!", retry_after
         case LogUnavailable():
             return 503, "The log cannot be reached now, try again!", 1.0
-        case TooBusy():
+        case TooBusy() | asyncio.CancelledError():
+            # Requests are cancelled when the server ends and they took too long.
             return 503, "Too busy now, try again!", 1.0
         case web.HTTPError(status_code=code) if code < HTTPStatus.INTERNAL_SERVER_ERROR:
             return code, _MESSAGES.get(code, "Bad request!"), None

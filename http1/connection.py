@@ -137,7 +137,12 @@ class Connection(asyncio.Protocol):
         """Writes to the client; the future is done when it takes more."""
         if data:
             self._transport.write(data)
-        return self._writable or self._owner.drained
+        if self._writable is None:
+            return self._owner.drained
+        if self._writable.cancelled():
+            # Whoever waited for it has given up, which does not concern the next one.
+            self._writable = self._loop.create_future()
+        return self._writable
 
     def answered(self) -> None:
         """The answer to the request at hand is whole."""
@@ -207,9 +212,8 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """The client has taken it."""
-        if self._writable is not None:
-            self._writable.set_result(None)
-            self._writable = None
+        if (writable := self._take_writable()) is not None:
+            writable.set_result(None)
         if self._phase is Phase.HEAD:
             self._due(self._limits.idle)
         elif self._phase is not Phase.OVER:
@@ -348,7 +352,12 @@ class Connection(asyncio.Protocol):
             self._parser = RequestParser(self._limits)
             self._transport.set_write_buffer_limits(high=0)
             return
-        give()
+        try:
+            give()
+        except OSError:
+            # No descriptor is left for it, so it is nobody's.
+            self._transport.abort()
+            raise
 
     def _moved(self) -> Moved:
         if isinstance(self._transport, TlsTransport):
@@ -444,10 +453,9 @@ class Connection(asyncio.Protocol):
             return
         phase, self._phase = self._phase, Phase.OVER
         self._rest = b""
-        if self._writable is not None:
-            self._writable.set_exception(StreamClosedError())
-            self._writable.exception()  # nobody needs to look at it
-            self._writable = None
+        if (writable := self._take_writable()) is not None:
+            writable.set_exception(StreamClosedError())
+            writable.exception()  # nobody needs to look at it
         self._end_transport(lingers=lingers)
         exchange, self._exchange = self._exchange, None
         if phase is Phase.READ:
@@ -456,6 +464,11 @@ class Connection(asyncio.Protocol):
                 self._tell(callback)
         elif not self._is_waiting:
             self._tell_delegate()
+
+    def _take_writable(self) -> asyncio.Future[None] | None:
+        """What writers wait for, which is over now; None if nobody does, or no more."""
+        writable, self._writable = self._writable, None
+        return None if writable is None or writable.done() else writable
 
     def _end_transport(self, *, lingers: bool) -> None:
         transport = self._transport

@@ -116,17 +116,22 @@ class Arrivals:
             if self._arrived is None:
                 return
             try:
-                message, descriptors, _, _ = socket.recv_fds(self._end, _HEADER + _INLINE, 2, socket.MSG_CMSG_CLOEXEC)
+                message, descriptors, flags, _ = socket.recv_fds(
+                    self._end, _HEADER + _INLINE, 2, socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 return
             except OSError as error:
                 _log.error("no connection can come from other processes any more", reason=error.strerror)
                 self.close()
                 return
-            if descriptors:
+            if descriptors and not flags & socket.MSG_CTRUNC:
                 self._arrived(_unpacked(message, descriptors))
             else:
-                # The system closes what a process has no descriptors for.
+                # The system closes what a process has no descriptors for. A connection may come without its bytes, and
+                # would have what follows taken for a request.
+                for descriptor in descriptors:
+                    os.close(descriptor)
                 _log.warning("a connection from another process was lost for want of descriptors")
 
 

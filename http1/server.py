@@ -20,6 +20,7 @@ from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from weakref import WeakSet
 
 from tornado import httputil
 from tornado.http1connection import HTTP1ServerConnection
@@ -133,7 +134,9 @@ class Server:
         self._beginning: set[asyncio.Task[None]] = set()
         self._tunnels: set[Tunnel] = set()
         self._protocol = "http" if options.tls is None else "https"
-        self._handed_over = TornadoServer(application, options=options)
+        # A connection whose wish was not granted ends: what came next on it would be parsed by other rules, and nobody
+        # would ask whether it is for a neighbour. A proxy may send anybody's requests there.
+        self._handed_over = TornadoServer(application, options=options, answers_once=True)
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accepts connections from these listening sockets, and from the neighbours if there are some."""
@@ -278,13 +281,15 @@ class TornadoServer(HTTPServer):
     of its time. Here the server notes when it began to wait for a client, and looks through the notes now and then.
     """
 
-    def initialize(self, *args: Any, options: Options = _DEFAULTS, **kwargs: Any) -> None:
-        """Sets up as Tornado does, without its timers."""
+    def initialize(self, *args: Any, options: Options = _DEFAULTS, answers_once: bool = False, **kwargs: Any) -> None:
+        """Sets up as Tornado does, without its timers. It may answer but once on each connection."""
         limits = options.limits
         kwargs |= {"ssl_options": options.tls, "max_header_size": limits.head_size, "max_body_size": limits.body_size}
         super().initialize(*args, **kwargs)
         self._options = options
         self._limits = options.limits
+        self._answers_once = answers_once
+        self._served: WeakSet[object] = WeakSet()
         self.conn_params.header_timeout = None
         self._acceptor = Acceptor(_through(options, self._handle_connection))
         self._deadlines: dict[HTTP1ServerConnection, float] = {}
@@ -309,6 +314,11 @@ class TornadoServer(HTTPServer):
             self._sweeper.start()
         delegate = super().start_request(server_conn, request_conn)
         assert isinstance(server_conn, HTTP1ServerConnection)  # noqa: S101 - the only kind that HTTPServer makes
+        if self._answers_once:
+            if server_conn in self._served:
+                server_conn.stream.close()
+            self._served.add(server_conn)
+            self._announce_end(server_conn, request_conn)
         self._deadlines[server_conn] = time.monotonic() + self._limits.idle
         return _Watched(delegate, self, server_conn)
 
@@ -317,6 +327,22 @@ class TornadoServer(HTTPServer):
         super().on_close(server_conn)
         if isinstance(server_conn, HTTP1ServerConnection):
             self._deadlines.pop(server_conn, None)
+
+    def _announce_end(self, server_conn: HTTP1ServerConnection, request_conn: httputil.HTTPConnection) -> None:
+        """Lets an answer say that it is the last one, and end in time, unless another protocol begins with it."""
+        write_headers = request_conn.write_headers
+
+        def announcing(
+            start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+            headers: httputil.HTTPHeaders,
+            chunk: bytes | None = None,
+        ) -> asyncio.Future[None]:
+            if int(start_line[1]) != HTTPStatus.SWITCHING_PROTOCOLS:
+                headers["Connection"] = "close"
+                self._deadlines[server_conn] = time.monotonic() + self._limits.write
+            return write_headers(start_line, headers, chunk)
+
+        request_conn.write_headers = announcing  # type: ignore[method-assign] # each request has one of its own
 
     def _sweep(self) -> None:
         now = time.monotonic()
@@ -343,8 +369,7 @@ class _Watched(httputil.HTTPMessageDelegate):
     ) -> Awaitable[None] | None:
         """The head has come."""
         self._deadlines[self._connection] = time.monotonic() + self._server._limits.body
-        if proxies := self._server._options.proxies:
-            self._tell_origin(proxies, headers)
+        self._tell_origin(headers)
         return self._delegate.headers_received(start_line, headers)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
@@ -361,12 +386,13 @@ class _Watched(httputil.HTTPMessageDelegate):
         self._deadlines.pop(self._connection, None)
         self._delegate.on_connection_close()
 
-    def _tell_origin(self, proxies: Proxies, headers: httputil.HTTPHeaders) -> None:
-        # One object for all requests of the connection, so each request begins with what is true of the connection.
+    def _tell_origin(self, headers: httputil.HTTPHeaders) -> None:
+        # One object for all requests of the connection, so each request begins with what is true of the connection:
+        # of a stream that stands in for one under TLS, Tornado itself sees neither the address nor the protocol.
         context: Any = self._connection.context
         peer = str(context.address[0])
         own = "http" if self._server.ssl_options is None else "https"
-        context.remote_ip, context.protocol = proxies.origin(peer, own, headers)
+        context.remote_ip, context.protocol = self._server._options.proxies.origin(peer, own, headers)
 
 
 def _through(options: Options, serve: Accepted) -> Accepted:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import os
+import resource
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
@@ -133,6 +136,39 @@ async def test_a_request_is_served_by_whoever_it_is_for(tls: ssl.SSLContext | No
 
 
 @pytest.mark.gen_test
+async def test_a_wish_that_is_not_granted_is_answered_as_any_request_and_is_the_last(
+    tls: ssl.SSLContext | None,
+) -> None:
+    wish = get("/there").replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    async with two_servers(tls) as two, connected(two.port, tls) as (reader, writer):
+        writer.write(wish + get("/here"))
+
+        head, body = await answer(reader)
+        assert await reader.read() == b""
+
+    assert b"\r\nConnection: close\r\n" in head
+    assert json.loads(body) == {"by": "there", "ip": "127.0.0.1", "protocol": "http" if tls is None else "https"}
+
+
+@pytest.mark.gen_test
+async def test_a_connection_that_cannot_go_for_want_of_descriptors_ends(
+    tls: ssl.SSLContext | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with two_servers(tls) as two, connected(two.port, tls) as (reader, writer):
+        with monkeypatch.context() as patched, capture_logs() as logs:
+            patched.setattr(os, "dup", fail)
+            patched.setattr(socket, "socketpair", fail)
+            writer.write(get("/there"))
+
+            assert await reader.read() == b""
+        await until(lambda: not two.here._connections)
+    assert [line["event"] for line in logs] == ["a request could not be passed on"]
+
+
+@pytest.mark.gen_test
 async def test_requests_in_one_piece_are_answered_in_order_wherever_they_are_for(tls: ssl.SSLContext | None) -> None:
     paths = ["/here", "/there", "/here", "/there", "/there", "/here"] * 5
     async with two_servers(tls) as two, connected(two.port, tls) as (reader, writer):
@@ -210,6 +246,29 @@ async def test_connections_wait_in_order_for_a_process_that_takes_nothing() -> N
         assert [int(moved.socket.recv(10)) for moved in arrived] == list(range(BACKLOGGED))
         for moved in arrived:
             moved.socket.close()
+
+
+@pytest.mark.gen_test
+async def test_a_connection_that_comes_without_its_bytes_is_closed() -> None:
+    with ways() as (departures, arrivals), capture_logs() as logs:
+        own, moved = pair()
+        departures.send(moved._replace(unread=b"x" * 100_000))
+        arrived: list[Moved] = []
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        try:
+            # One descriptor is left: for the connection, and not for its bytes.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+            arrivals.start(arrived.append)
+            await until(lambda: bool(logs or arrived))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+        assert arrived == []
+        assert own.recv(1) == b""
+        own.close()
+    assert [line["event"] for line in logs] == ["a connection from another process was lost for want of descriptors"]
 
 
 @pytest.mark.gen_test

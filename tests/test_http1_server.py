@@ -124,6 +124,19 @@ class Large(Handler):
             self.stage.seen.append("closed")
 
 
+class Impatient(Handler):
+    """Gives up waiting for a client that does not read, and then waits again."""
+
+    async def get(self) -> None:
+        self.write(b"x" * 10_000_000)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.flush(), 0.05)
+        self.stage.seen.append("gave up")
+        with contextlib.suppress(StreamClosedError):
+            await self.flush()
+        self.stage.seen.append("ended")
+
+
 class Status(Handler):
     def get(self, code: str) -> None:
         self.set_status(int(code))
@@ -183,6 +196,7 @@ ROUTES = [
     ("/stream.*", Streaming),
     ("/hasty", Hasty),
     ("/large", Large),
+    ("/impatient", Impatient),
     ("/status/(.*)", Status),
     ("/pieces", Pieces),
     ("/fail/(.*)", Failing),
@@ -491,11 +505,12 @@ async def test_a_client_that_sends_a_byte_now_and_then_is_cut_off() -> None:
         assert 0.3 <= asyncio.get_running_loop().time() - began < 5
 
 
+@pytest.mark.parametrize("lines", [(), (b"Connection: Upgrade", b"Upgrade: websocket")], ids=["plain", "upgrade"])
 @pytest.mark.gen_test
-async def test_a_client_that_does_not_read_is_cut_off_and_its_handler_told() -> None:
+async def test_a_client_that_does_not_read_is_cut_off_and_its_handler_told(lines: tuple[bytes, ...]) -> None:
     async with serving(limits=QUICK) as place:
         _, writer = await place.connect(limit=1000)
-        writer.write(get("/large"))
+        writer.write(get("/large", *lines))
 
         await until(lambda: place.stage.seen == ["closed"])
 
@@ -519,6 +534,24 @@ async def test_writing_waits_for_a_client_that_reads_slowly(parser: Parser) -> N
                 received += len(await reader.read(1 << 20))
 
         assert begun < 150
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.gen_test
+async def test_a_handler_may_give_up_waiting_for_its_client(reads: bool, stray: None) -> None:
+    async with serving() as place:
+        reader, writer = await place.connect(limit=1000)
+        writer.write(get("/impatient"))
+        await until(lambda: place.stage.seen == ["gave up"])
+
+        if reads:
+            writer.write(get("/echo", b"Connection: close"))
+            assert (await rest(reader)).endswith(b"GET /echo")
+        else:
+            writer.transport.abort()
+
+        await until(lambda: place.stage.seen == ["gave up", "ended"])
+        await until(lambda: not one(place)._connections)
 
 
 @pytest.mark.gen_test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 import socketio
+from structlog.testing import capture_logs
 from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
 
@@ -27,6 +29,7 @@ from tests.listeners import SETTINGS, Chat, End, message_texts, own_chat, parsed
 from tests.servers import SERVE, Server, is_alive, minutebook, until
 from tests.v3client import Person, own_loop
 from tests.wire import PollingSession, Rejected
+from workers import Assignment, Workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="connections are handed over as Linux does it")
 
@@ -289,6 +292,37 @@ def test_a_port_that_others_share_is_in_use() -> None:
 
         with pytest.raises(CommandFailed, match="Address already in use"), server_module._listening_sockets(taken):
             pass
+
+
+# Serves for a moment.
+_SHORT_LIVED = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); s.recv(9999); s.send(b'ready\\n')"
+
+
+@pytest.mark.gen_test
+async def test_a_worker_for_which_the_system_has_no_process_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = asyncio.create_subprocess_exec
+    lives: list[None] = []
+
+    async def start_or_fail(*arguments: Any, **options: Any) -> Any:
+        lives.append(None)
+        if len(lives) == 2:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return await start(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_or_fail)
+    assignment = Assignment(0, {}, "", [], 0, {}, [])
+    served = Workers([sys.executable, "-ISc", _SHORT_LIVED], [assignment], lambda: None, lambda: None)
+
+    with capture_logs() as logs:
+        running = asyncio.create_task(served.run())
+        while len(lives) < 3:
+            await asyncio.sleep(0.01)
+            assert not running.done()
+        await served.stop()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    assert [line["reason"] for line in logs[:2]] == [None, "[Errno 12] Cannot allocate memory"]
 
 
 @pytest.mark.gen_test
