@@ -69,7 +69,11 @@ async def made(database: str, position: int) -> Tables:
 def naive(before: Tables, after: Tables) -> list[tuple[str, Any, Any]]:
     """The rows that are not in both, by table."""
     return [
-        (name, sorted(set(before[name]) - set(after[name])), sorted(set(after[name]) - set(before[name])))
+        (
+            name,
+            [row for row in before[name] if row not in after[name]],
+            [row for row in after[name] if row not in before[name]],
+        )
         for name in before
     ]
 
