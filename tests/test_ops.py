@@ -275,6 +275,10 @@ async def test_what_is_in_flight_when_the_log_is_lost_is_503_and_not_recorded(
         beside.execute("SELECT FROM log_head FOR UPDATE")
         sending = [asyncio.create_task(ann.does("sendmessage", channel=channel, message="x")) for _ in range(10)]
         await until(lambda: end_those_who_wait(database), "the append is under way")
+        # One that comes later waits in a connection that was opened anew.
+        await until(
+            lambda: not end_those_who_wait(database) and all(each.done() for each in sending), "all are answered"
+        )
         answers = await asyncio.wait_for(asyncio.gather(*sending), 10)
     await until(lambda: log.ready, "it is ready again", within=RECOVERS_WITHIN)
 
