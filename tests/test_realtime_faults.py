@@ -477,6 +477,10 @@ async def test_who_leaves_while_it_is_registered_is_not_online_for_ever(
 ) -> None:
     websocket = await enters(chat_wire, chat_place, token=house.token)
     await websocket.send("41")
+    # What is answered behind them tells that both have been heard.
+    await websocket.send("40/nowhere,")
+    while not (await websocket.receive_text()).startswith("44/nowhere"):
+        pass
 
     await until(lambda: [task for task in house.server._tasks if not task.done()] == [])
     assert len(house.chat.registry) == 0
