@@ -50,8 +50,8 @@ class Sample:
     """One measurement in figures: calls (or events) a second, and latencies where single calls were timed.
 
     `cpu` is the share of one core that the measuring process took, `server_us` the server's time on a core for a
-    call, in microseconds; `memory_kib` its memory for a connection; `conflicts` counts the statements that the database
-    refused for another one's sake.
+    call, in microseconds; `memory_kib` its memory for a connection; `idle` the share of all cores that had nothing to
+    do; `conflicts` counts the statements that the database refused for another one's sake.
     """
 
     rate: float
@@ -60,6 +60,7 @@ class Sample:
     cpu: float | None = None
     server_us: float | None = None
     memory_kib: float | None = None
+    idle: float | None = None
     conflicts: int = 0
 
 
@@ -91,6 +92,7 @@ def median_of(samples: Sequence[Sample]) -> Sample:
         cpu=_median([sample.cpu for sample in samples]),
         server_us=_median([sample.server_us for sample in samples]),
         memory_kib=_median([sample.memory_kib for sample in samples]),
+        idle=_median([sample.idle for sample in samples]),
         conflicts=sum(sample.conflicts for sample in samples),
     )
 

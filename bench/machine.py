@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bench.private_postgres import PrivatePostgres
 
 # Distributions of the peers, all of which are modules of the same name, and the driver that ours shares with some.
-PACKAGES = ("psycopg", "asyncpg", "eventsourcing", "fastapi", "uvicorn", "uvloop", "httptools")
+PACKAGES = ("psycopg", "asyncpg", "eventsourcing", "fastapi", "starlette", "aiohttp", "uvicorn", "uvloop", "httptools")
 # A load average above which the machine is not ours alone.
 _BUSY = 0.4
 
@@ -30,14 +30,14 @@ class Machine:
 
     @classmethod
     def of(cls, postgres: PrivatePostgres | None, packages: Mapping[str, str] | None = None) -> Machine:
-        """This machine, with the Postgres of this run and other packages than those of Python, if that is what runs."""
+        """This machine, with the Postgres of this run and other packages than Python's installed ones, if those run."""
         return cls(
             cores=os.cpu_count() or 1,
             load_average=os.getloadavg()[0],
             python=platform.python_version(),
             postgres=postgres.describe() if postgres else {},
             sync_ms=postgres.sync_ms if postgres else None,
-            packages=packages or {name: importlib.metadata.version(name) for name in PACKAGES if installed(name)},
+            packages=packages or python_packages(),
         )
 
     def headline(self) -> str:
@@ -56,6 +56,11 @@ class Machine:
             return ""
         version, sync = self.postgres["server_version"], f"8 KiB are on its disk within {self.sync_ms:.2f} ms"
         return f", PostgreSQL {version}, fsync and synchronous_commit on; {sync}"
+
+
+def python_packages() -> dict[str, str]:
+    """The versions of those packages that are installed."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES if installed(name)}
 
 
 def installed(package: str) -> bool:

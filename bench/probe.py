@@ -18,7 +18,7 @@ class Api:
 
     def post(self, endpoint: str, body: dict[str, object]) -> dict[str, object]:
         """The answer to a POST; raises `ServerFailed` if it is not 200 or 201."""
-        self._connection.request("POST", f"/api/v3/{endpoint}/", json.dumps(body))
+        self._connection.request("POST", f"/api/v3/{endpoint}/", json.dumps(body), {"Content-Type": "application/json"})
         return self._answer(endpoint)
 
     def get(self, path: str) -> dict[str, object]:

@@ -98,13 +98,18 @@ def workers(measure: Measure[_T], count: int = 1) -> Iterator[list[Worker[_T]]]:
 
 def measure_together(group: Sequence[Worker[_T]], target: _T, load: Load) -> list[Measured]:
     """Lets all workers of the group measure the target at the same time; the load is that of each."""
-    for worker in group:
+    return measure_each([(worker, target, load) for worker in group])
+
+
+def measure_each(parts: Sequence[tuple[Worker[_T], _T, Load]]) -> list[Measured]:
+    """Lets each worker measure its own target under its own load, all at the same time."""
+    for worker, target, load in parts:
         worker.prepare(target, load)
-    for worker in group:
+    for worker, _, _ in parts:
         worker.await_ready()
-    for worker in group:
+    for worker, _, _ in parts:
         worker.go()
-    return [worker.result(load) for worker in group]
+    return [worker.result(load) for worker, _, load in parts]
 
 
 def _serve(connection: Connection, measure: Measure[_T]) -> None:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.rooms.program import PATIENCE, Program, program
-from bench.servers.process import HOUSE, ServerFailed
+from bench.servers.process import CACHE, ServerFailed
 
-CACHE = HOUSE / "build" / "bench"
 _SOURCE = Path(__file__).with_name("websocket_load.c")
 _IN_FLIGHT = 64
 

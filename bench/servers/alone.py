@@ -6,12 +6,12 @@ Every server gets the body of `sendmessage`, reads its JSON, looks whether the t
 
 import contextlib
 import gc
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import npm
 from bench.rounds import OURS
 from bench.servers import Contestant, Running
 from bench.servers.process import HOUSE, free_port, running
@@ -19,7 +19,7 @@ from bench.servers.process import HOUSE, free_port, running
 PATH = "/api/v3/sendmessage/"
 _ANSWER = {"message": "Message sent!"}
 _TOKEN = "no database looks at it"
-_NOTHING_KEPT = "SELECT 0"
+NOTHING_KEPT = "SELECT 0"
 
 
 def minutebook(port: int) -> None:
@@ -135,22 +135,14 @@ def _served(name: str, command: Callable[[int], list[str]], packages: tuple[str,
         with running(command(port), port, folder / "alone.log") as pid:
             yield Running(pid, port, (_TOKEN,))
 
-    return Contestant(name, serve, _NOTHING_KEPT, packages)
+    return Contestant(name, serve, NOTHING_KEPT, packages)
 
-
-_NODE = shutil.which("node")
 
 AIOHTTP = _contestant("aiohttp", "aiohttp", ("aiohttp", "uvloop"))
 STARLETTE = _contestant("Starlette", "starlette", ("starlette", "uvicorn", "uvloop", "httptools"))
 FASTAPI = _contestant("FastAPI", "fastapi", ("fastapi", "uvicorn", "uvloop", "httptools"))
-NODE = _served("Node", lambda port: [str(_NODE), str(HOUSE / "bench/servers/alone.js"), str(port)])
-SERVERS = (
-    _contestant(OURS, "minutebook"),
-    AIOHTTP,
-    STARLETTE,
-    FASTAPI,
-    *([] if _NODE is None else [NODE]),
-)
+NODE = _served("Node", lambda port: [str(npm.node()), str(HOUSE / "bench/servers/alone.js"), str(port)])
+PYTHON = (_contestant(OURS, "minutebook"), AIOHTTP, STARLETTE, FASTAPI)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 HOUSE = Path(__file__).parents[2]
+CACHE = HOUSE / "build" / "bench"  # what is compiled or installed once for the benchmarks
 _STARTS_WITHIN = 30.0  # seconds
 _STOPS_WITHIN = 15.0
 

@@ -1,4 +1,4 @@
-"""The FastAPI peers' tables, the world in them, and how their processes are started.
+"""The peers' tables, the world in them, and how their processes are started.
 
 A peer keeps rows and nothing else: no log, no hashes, no read models beside its tables, one index fewer than ours
 on its messages.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -47,13 +47,21 @@ _ARCHIVE = """
 
 
 @contextlib.contextmanager
-def serve(app: str, conninfo: str, folder: Path) -> Iterator[Running]:
-    """Runs the app (`module:factory`) on uvicorn, one process, uvloop and httptools, no access log."""
+def serve(
+    command: Callable[[int], Sequence[str]], conninfo: str, folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    """Makes the world and runs what the command is for a port, in one process."""
     tokens, port = _make(conninfo), free_port()
-    options = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
-    command = [sys.executable, "-m", "uvicorn", "--factory", app, "--host", "127.0.0.1", "--port", str(port), *options]
-    with running(command, port, folder / "uvicorn.log", {CONNINFO_VARIABLE: conninfo}) as pid:
+    environment = {CONNINFO_VARIABLE: conninfo, **(environment or {})}
+    with running(command(port), port, folder / "server.log", environment) as pid:
         yield Running(pid, port, tokens)
+
+
+def on_uvicorn(app: str) -> Callable[[int], Sequence[str]]:
+    """The command that runs an app (`module:factory`) on uvicorn, with uvloop and httptools and no access log."""
+    options = ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
+    command = [sys.executable, "-m", "uvicorn", "--factory", app, "--host", "127.0.0.1", *options, "--port"]
+    return lambda port: [*command, str(port)]
 
 
 def own_conninfo() -> str:

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-import psycopg_pool
 
 from bench.servers import Contestant, Running
-from bench.servers.fastapi_world import COUNT_MESSAGES, own_conninfo, serve
+from bench.servers.peers import COUNT_MESSAGES, on_uvicorn, own_conninfo, serve
+from bench.servers.store import POOL
 
 if TYPE_CHECKING:
+    import psycopg_pool
     from fastapi import FastAPI
-
-POOL = 10
 
 
 class PsycopgStore:
@@ -28,6 +27,8 @@ class PsycopgStore:
 
     async def open(self) -> None:
         """Opens all connections."""
+        import psycopg_pool  # may not be installed
+
         self._pool = psycopg_pool.AsyncConnectionPool(
             self._conninfo, min_size=POOL, max_size=POOL, open=False, kwargs={"autocommit": True}
         )
@@ -64,7 +65,9 @@ def app() -> FastAPI:
 
 
 def _serve(conninfo: str, folder: Path) -> AbstractContextManager[Running]:
-    return serve("bench.servers.fastapi_psycopg:app", conninfo, folder)
+    return serve(on_uvicorn("bench.servers.on_psycopg:app"), conninfo, folder)
 
 
-SERVER = Contestant("FastAPI, psycopg", _serve, COUNT_MESSAGES, ("fastapi", "uvicorn", "uvloop", "httptools"))
+SERVER = Contestant(
+    "FastAPI, psycopg", _serve, COUNT_MESSAGES, ("fastapi", "uvicorn", "uvloop", "httptools", "psycopg_pool")
+)
