@@ -205,7 +205,7 @@ class Server:
     def start(self) -> None:
         """Starts a process, again if need be, and waits until it serves."""
         self.launch()
-        until(lambda: self.start_line or self.process.poll() is not None, "the server starts", within=30)
+        until(lambda: self.start_line or self.process.poll() is not None, "the server starts", within=60)
         assert self.start_line, f"the server ended: {self.output}"
 
     @property

@@ -282,7 +282,8 @@ def test_idle_connections_do_not_hold_it_up(start_server: StartServer, database:
 
         server.process.send_signal(signal.SIGTERM)
 
-        assert server.process.wait(timeout=5) == 0
+        assert server.process.wait(timeout=10) == 0
+    assert not server.logged("requests in flight took too long")
 
 
 def message_to_den(token: str) -> bytes:
@@ -393,7 +394,7 @@ def test_two_servers_on_one_database_serve_one_world(start_server: StartServer, 
         assert there.must("gettoken", username="Alice", password="Passw0rd!")["token"] == token
         changed = here.must("generatetoken", username="Alice", password="Passw0rd!")["token"]
         assert here.post("getchannels", token=token).status == 401
-        until(lambda: there.post("getchannels", token=token).status == 401, "the old token ends there too", within=5)
+        until(lambda: there.post("getchannels", token=token).status == 401, "the old token ends there too")
         assert there.post("getchannels", token=changed).status == 200
 
 

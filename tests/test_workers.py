@@ -253,7 +253,11 @@ async def test_a_worker_that_is_killed_comes_back_and_the_other_goes_on(chat: Ch
     [line] = chat.server.logged("a worker ended and is started again")
     assert (line["worker"], line["exit_code"]) == (0, -signal.SIGKILL)
     # What it had left open is closed by its next life, not only once its lease has lapsed.
-    until(lambda: chat.server.logged("connections of this node's last life were closed"), "its ghosts are closed")
+    until(
+        lambda: chat.server.logged("connections of this node's last life were closed"),
+        "its ghosts are closed",
+        within=30,
+    )
 
 
 def test_nothing_secret_stands_in_a_command_line(server: Server, chat: Chat) -> None:
@@ -317,7 +321,7 @@ def test_a_second_signal_ends_all_at_once(chat: Chat) -> None:
 
             assert chat.server.stop(signal.SIGINT) == -signal.SIGINT
 
-            until(lambda: not any(map(is_alive, running)), "the workers end with it", within=2)
+            until(lambda: not any(map(is_alive, running)), "the workers end with it")
 
 
 @pytest.mark.gen_test
