@@ -161,6 +161,8 @@ class TlsTransport(asyncio.Transport):
             self._protocol.resume_writing()
 
     def _end(self) -> None:
+        if self._stream.closed():
+            return
         # The words of farewell are said, and then the client's are wanted, which cannot have come.
         with contextlib.suppress(OSError):
             self._stream.socket.unwrap()

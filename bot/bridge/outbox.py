@@ -41,8 +41,8 @@ _CLOCKS_DIFFER = timedelta(minutes=10)
 _NONCE = 25
 # How many workers ask the read models at once, so that a thousand of them do not crowd out those who chat.
 _QUERIES = 4
-# Of what is to be deleted on Discord, so many at a time; twice as many if all are of channels that are at it already.
-_DOOMED = 100
+# So much of what is to be deleted on Discord is looked through; more, up to the bound, if there may be other channels.
+_DOOMED, _MOST_DOOMED = 100, 12_800
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
@@ -390,18 +390,19 @@ class Outbox:
         while True:
             self._withdrawals.clear()
             doomed = await self._ask(functools.partial(self._deliveries.doomed, limit))
-            if self._begin_withdrawals(tasks, doomed) or len(doomed) < limit:
-                await self._withdrawals.wait()
-                if limit > _DOOMED:
-                    # To look through so much again for each deletion would be work without end.
-                    await asyncio.sleep(self._pauses[0])
-                limit = _DOOMED
-            else:
-                # Behind them there may be some of a channel that has no worker.
+            self._begin_withdrawals(tasks, doomed)
+            if len(doomed) == limit < _MOST_DOOMED:
+                # Behind them there may be some of a channel that has no worker yet.
                 limit *= 2
+                continue
+            await self._withdrawals.wait()
+            if limit > _DOOMED:
+                # To look through so much again for each deletion would be work without end.
+                await asyncio.sleep(self._pauses[0])
+                limit = _DOOMED
 
-    def _begin_withdrawals(self, tasks: asyncio.TaskGroup, doomed: Iterable[Copy]) -> bool:
-        """Gives the messages of each channel that has no worker to a new one; whether there was such a channel."""
+    def _begin_withdrawals(self, tasks: asyncio.TaskGroup, doomed: Iterable[Copy]) -> None:
+        """Gives the messages of each channel that has no worker to a new one."""
         by_channel: dict[int, list[Copy]] = {}
         for copy in doomed:
             if copy.discord_channel_id not in self._withdrawing:
@@ -409,7 +410,6 @@ class Outbox:
         for channel_id, copies in by_channel.items():
             self._withdrawing.add(channel_id)
             tasks.create_task(self._withdraw(channel_id, copies), name="to Discord: withdrawals from a channel")
-        return bool(by_channel)
 
     async def _withdraw(self, channel_id: int, doomed: Iterable[Copy]) -> None:
         """Deletes messages of a channel, each when Discord lets it."""
