@@ -440,13 +440,17 @@ def _stop_signals() -> Iterator[asyncio.Event]:
         stopping.set()
         for number in signals:
             loop.remove_signal_handler(number)
+            # Of Ctrl-C Python would make an exception, and end in order all the same, for as long as that takes.
+            signal.signal(number, signal.SIG_DFL)
 
     for number in signals:
         loop.add_signal_handler(number, stop)
     try:
         yield stopping
     finally:
-        stop()
+        for number in signals:
+            loop.remove_signal_handler(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

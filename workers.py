@@ -33,6 +33,8 @@ from eventstore.backoff import Backoff
 _LIVED_SECONDS = 10.0
 # Within these a worker has ended in order, or is killed. All in all an end takes less than 10 s.
 _END_SECONDS = 7.5
+# In JSON at most 6 times as many bytes, so that a line is sent at once and is no longer than asyncio reads.
+_MOST_OF_REASON = 4000
 _STOP, _READY, _RESTART, _FAILED = b"stop\n", b"ready\n", b"restart\n", b"failed "
 
 _log = structlog.get_logger(__name__)
@@ -257,8 +259,8 @@ class Parent:
         self._tell(_RESTART)
 
     def failed(self, reason: str) -> None:
-        """Tells why this worker cannot serve."""
-        self._tell(_FAILED + msgspec.json.encode(reason) + b"\n")
+        """Tells why this worker cannot serve, as far as it is not too long."""
+        self._tell(_FAILED + msgspec.json.encode(reason[:_MOST_OF_REASON]) + b"\n")
 
     def unwatch(self) -> None:
         """Ends the watch."""

@@ -23,7 +23,7 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, Format, PipelineStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-from eventstore.errors import LogError, LogUnavailable
+from eventstore.errors import LogError, LogUnavailable, TimedOut
 
 TIMEOUT = 30.0
 
@@ -100,8 +100,9 @@ class Connection:
     async def fetch(self, text: str, parameters: Sequence[bytes]) -> list[Row]:
         """Runs a statement with parameters in their binary form, and returns its rows.
 
-        Raises `LogError` if the database refuses it, `UniqueViolated` if for a key that exists; and `LogUnavailable` if
-        the connection breaks or takes too long, so that nobody knows whether the statement was carried out.
+        Raises `LogError` if the database refuses it, `UniqueViolated` if for a key that exists, and `TimedOut` if the
+        database gives it up; and `LogUnavailable` if the connection breaks or does not answer, so that nobody knows
+        whether the statement was carried out.
         """
         name = self._prepared.get(text) or await self._prepare(text)
         formats = [Format.BINARY] * len(parameters)
@@ -117,16 +118,19 @@ class Connection:
         """
         if len(statements) == 1:
             return [await self.fetch(*statements[0])]
-        named = [(self._prepared.get(text) or await self._prepare(text), given) for text, given in statements]
+        named = [
+            (self._prepared.get(text) or await self._prepare(text, place), given)
+            for place, (text, given) in enumerate(statements)
+        ]
         results = await self._ask(self._send_batch, named)
-        for result in results:
-            self._check(result)
+        for place, result in enumerate(results):
+            self._check(result, place)
         return [self._rows(result) for result in results]
 
-    async def _prepare(self, text: str) -> bytes:
+    async def _prepare(self, text: str, place: int = 0) -> bytes:
         name = b"s%d" % len(self._prepared)
         *_, result = await self._ask(self._pgconn.send_prepare, name, text.encode())
-        self._check(result)
+        self._check(result, place)
         self._prepared[text] = name
         return name
 
@@ -163,9 +167,9 @@ class Connection:
         finally:
             self._answer = None
 
-    def _check(self, result: PGresult) -> None:
+    def _check(self, result: PGresult, place: int = 0) -> None:
         if result.status not in (ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK):
-            raise self._error(result)
+            raise self._error(result, place)
 
     def _watch(self, asked: int) -> None:
         """Breaks the connection if the statement that ran at the last look runs still.
@@ -221,8 +225,11 @@ class Connection:
                 self._results.append(result)
         return False
 
-    def _error(self, result: PGresult) -> LogError:
+    def _error(self, result: PGresult, place: int) -> LogError:
         error = error_from_result(result, self._connection.info.encoding)
+        if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable):
+            # To psycopg these are of the same kind as a lost connection, and nothing else was lost.
+            return TimedOut(f"the database gave a statement up: {error.diag.message_primary}", place)
         if isinstance(error, psycopg.OperationalError | psycopg.errors.ReadOnlySqlTransaction):
             # Also of a server that was demoted to a standby: a new connection may find the one that took over.
             return self._break(str(error))

@@ -20,6 +20,17 @@ class LogUnavailable(LogError):
     """
 
 
+class TimedOut(LogUnavailable):
+    """The database gave a statement up, which took too long or waited too long for a lock: it has changed nothing.
+
+    `place` is the statement's place in its batch, from 0. The connection is well.
+    """
+
+    def __init__(self, message: str, place: int) -> None:
+        super().__init__(message)
+        self.place = place
+
+
 class WrongVersion(LogError):
     """The stream is not at the version that the append expected: somebody else was faster."""
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from eventstore.connection import Connection, Row
-from eventstore.errors import LogError, LogUnavailable
+from eventstore.errors import LogError, LogUnavailable, TimedOut
 from eventstore.statements import Statement
 
 WAIT_SECONDS = 3.0
@@ -48,8 +48,8 @@ class _Asked:
 class Reader:
     """Runs statements on at most `size` connections, opened as they are needed.
 
-    Those that go together are one transaction; if one of them fails, each is run again by itself. So they should change
-    nothing, or nothing that a second time would change again.
+    Those that go together are one transaction; if one of them fails, each is run again by itself, but for one that took
+    too long. So they should change nothing, or nothing that a second time would change again.
     There is nothing to reconnect: a broken connection is thrown away, and the next statement opens another or fails.
     """
 
@@ -150,20 +150,30 @@ class Reader:
 
 
 async def _answer(connection: Connection, batch: Sequence[_Asked]) -> None:
-    """Runs the statements as one; if one of them fails, each of them on its own."""
+    """Runs the statements as one; if one of them fails, each of them on its own, until one more takes too long."""
     try:
         found = await connection.fetch_batch([(asked.text, asked.parameters) for asked in batch])
+    except TimedOut as error:
+        batch[error.place].fail(error)
+        if len(batch) == 1:
+            # The database is busy: those behind it have waited for long, and are not to wait once more for each.
+            raise
+        await _answer_each(connection, [*batch[: error.place], *batch[error.place + 1 :]])
     except LogUnavailable:
         raise
     except LogError as error:
         if len(batch) == 1:
             batch[0].fail(error)
             return
-        for asked in batch:
-            await _answer(connection, [asked])
+        await _answer_each(connection, batch)
     else:
         for asked, rows in zip(batch, found, strict=True):
             asked.succeed(rows)
+
+
+async def _answer_each(connection: Connection, batch: Iterable[_Asked]) -> None:
+    for asked in batch:
+        await _answer(connection, [asked])
 
 
 def _fail(batch: Iterable[_Asked], error: LogUnavailable) -> None:

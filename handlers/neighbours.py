@@ -9,6 +9,8 @@ from http1.handover import Arrivals, Departures, Neighbours
 from realtime.engineio import session_asked_for
 
 _SEPARATOR = "."
+# Both, as with all paths here.
+_METRICS = ("/metrics", "/metrics/")
 
 
 def session_prefix(worker: int) -> str:
@@ -33,6 +35,5 @@ def _worker(target: str, path: str) -> str | None:
     if sid is not None:
         name, separator, _ = sid.partition(_SEPARATOR)
         return name if separator else None
-    if target.startswith("/metrics?"):
-        return dict(parse_qsl(target.removeprefix("/metrics?"))).get("worker")
-    return None
+    at, _, query = target.partition("?")
+    return dict(parse_qsl(query)).get("worker") if at in _METRICS else None

@@ -6,6 +6,7 @@ asyncio can encrypt, too, but what it encrypts nobody can take over from it, as 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 
@@ -67,6 +68,7 @@ class TlsTransport(asyncio.Transport):
         self._high_water = _HIGH_WATER
         self._is_paused = False
         self._is_closing = False
+        self._is_ending = False
         self._is_over = False
         self._stream.set_close_callback(self._lost)
         protocol.connection_made(self)
@@ -74,7 +76,7 @@ class TlsTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Sends bytes, in order."""
-        if self._is_closing or not data or self._stream.closed():
+        if self._is_closing or self._is_ending or not data or self._stream.closed():
             return
         size = len(data)
         self._unsent += size
@@ -91,8 +93,14 @@ class TlsTransport(asyncio.Transport):
         self._pause()
 
     def can_write_eof(self) -> bool:
-        """No: TLS ends both ways at once."""
-        return False
+        """Yes."""
+        return True
+
+    def write_eof(self) -> None:
+        """Ends this side when everything is sent. What comes from then on is not decrypted any more."""
+        self._is_ending = True
+        if not self._unsent:
+            self._end()
 
     def pause_reading(self) -> None:
         """Reads no more, once what is being read has come."""
@@ -146,9 +154,21 @@ class TlsTransport(asyncio.Transport):
             return  # a stream that was closed tells so by its callback
         if self._is_closing and not self._unsent:
             self._stream.close()
+        elif self._is_ending and not self._unsent:
+            self._end()
         elif self._is_paused and not self._unsent:
             self._is_paused = False
             self._protocol.resume_writing()
+
+    def _end(self) -> None:
+        if self._stream.closed():
+            return
+        # The words of farewell are said, and then the client's are wanted, which cannot have come.
+        with contextlib.suppress(OSError):
+            self._stream.socket.unwrap()
+        # From here on the socket gives away what comes as it is.
+        with contextlib.suppress(OSError):
+            self._stream.socket.shutdown(socket.SHUT_WR)
 
     def _lost(self) -> None:
         self._is_over = True

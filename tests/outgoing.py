@@ -55,12 +55,13 @@ class Scene:
             (await self.commands.send_message(self.alice, self.den, text, "request")).first_position for text in texts
         ]
 
-    async def bridges(self) -> None:
-        """Alice's channel is bridged to the one on Discord."""
-        await self.commands.make_channel(self.alice, self.den, "request")
+    async def bridges(self, *more: tuple[str, Channel]) -> None:
+        """Alice's channel is bridged to the one on Discord, and more of hers to others."""
         on_discord = DiscordUser(self.discord.person("alice").id, "alice")
         await self.bridging.link(on_discord, self.bridging.link_code(self.alice).code, "link")
-        await self.bridging.bridge(on_discord.discord_user_id, self.den, self.channel.id, 0, "bridge")
+        for name, channel in ((self.den, self.channel), *more):
+            await self.commands.make_channel(self.alice, name, "request")
+            await self.bridging.bridge(on_discord.discord_user_id, name, channel.id, 0, "bridge")
 
     async def delivery(self, delivery_id: int) -> Delivery:
         delivery = await self.models.deliveries.by_id(delivery_id)

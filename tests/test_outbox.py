@@ -14,6 +14,7 @@ import pytest
 from tornado.ioloop import IOLoop
 
 import projections
+from bot.bridge import outbox as outbox_module
 from bot.bridge import rest as rest_module
 from bot.bridge.outbox import NotAuthorised, Outbox, TryLater, nonce
 from bot.bridge.rest import logged_in, told
@@ -350,6 +351,22 @@ async def test_what_discord_does_not_take_in_time_has_failed(scene: Scene) -> No
     assert scene.shown() == ["**Alice**: three"]
 
 
+async def test_what_was_taken_at_last_without_saying_so_is_not_called_failed(scene: Scene) -> None:
+    late = datetime.now(UTC) + timedelta(hours=25)
+    taken, unseen = await scene.writes("taken", "unseen")
+    scene.discord.fail_next(1, 503, only=sending(), apply=True)
+    async with scene.outbox(now=lambda: late):
+        assert await scene.settled(taken) == ["delivered"]
+        await scene.settled(unseen)
+        # Of a channel whose history cannot be had, nobody knows better.
+        scene.discord.fail_next(10_000, 503, only=reading)
+        scene.discord.fail_next(1, 503, only=sending(), apply=True)
+        assert await scene.settled(*await scene.writes("lost")) == ["not taken within 24 h: Discord answers 503"]
+
+    assert scene.shown() == ["**Alice**: taken", "**Alice**: unseen", "**Alice**: lost"]
+    assert (await scene.delivery(taken)).discord_message_ids == (scene.discord.messages(scene.channel)[0].id,)
+
+
 async def test_a_token_that_discord_does_not_know_ends_the_outbox(scene: Scene) -> None:
     async with logged_in(scene.discord.token) as rest:
         outbox = Outbox(scene.log, scene.models.deliveries, scene.bridging, rest, give_up=DAY, pauses=PAUSES)
@@ -602,6 +619,28 @@ async def test_a_withdrawal_waits_for_discord_and_then_for_nothing(scene: Scene)
 
         await until(lambda: not scene.shown())
         await scene.until_no_copy_is_doomed()
+
+
+async def test_a_channel_that_lets_nothing_be_deleted_holds_no_other_up(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "_DOOMED", 2)
+    other = scene.discord.text_channel(scene.discord.guild("Others"), "general")
+    await scene.bridges((f"other-{other.id}", other))
+    stuck = f"/channels/{scene.channel.id}/"
+    scene.discord.fail_next(10_000, 503, only=lambda request: request.method == "DELETE" and stuck in request.path)
+    async with scene.outbox():
+        first = await scene.says(*map(str, range(7)))
+        last = await scene.commands.send_message(scene.alice, f"other-{other.id}", "behind them", "request")
+        await scene.until_nothing_waits()
+        assert (len(scene.shown()), len(scene.shown(other))) == (7, 1)
+    for message_id in (*first, last.first_position):
+        await scene.commands.delete_message(scene.alice, message_id, "request")
+
+    async with scene.outbox():
+        await until(lambda: not scene.shown(other))
+
+        assert len(scene.shown()) == 7
 
 
 async def test_what_cannot_be_removed_is_not_tried_for_ever(scene: Scene) -> None:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from eventstore import reader as module
 from eventstore.connection import Connection, Row
-from eventstore.errors import LogError, LogUnavailable
+from eventstore.errors import LogError, LogUnavailable, TimedOut
 from eventstore.reader import MAX_BATCH, Reader
 from eventstore.statements import Statement
 from tests.conftest import Enter, until
@@ -23,6 +23,9 @@ INVERSE = Statement(
     sa.text("SELECT 60 / CAST(:number AS bigint)").bindparams(sa.bindparam("number", type_=sa.BigInteger))
 )
 SLEEP = Statement(sa.text("SELECT pg_sleep(CAST(:milliseconds AS bigint) / 1000.0)"))
+# A statement like another, which its own connection is to take this long for at most.
+LIMIT = Statement(sa.text("SELECT set_config(:name, '100ms', false)").bindparams(sa.bindparam("name", type_=sa.Text)))
+LOCKED = Statement(sa.text("SELECT count(*) FROM locked"))
 WHO = Statement(sa.text("SELECT pg_backend_pid()"))
 
 
@@ -78,6 +81,46 @@ async def test_a_statement_that_is_refused_fails_alone(reader: Reader, batches: 
     for error in (found[1], found[3]):
         assert isinstance(error, LogError)
         assert "division by zero" in str(error)
+
+
+@pytest.mark.gen_test
+async def test_a_statement_that_takes_too_long_fails_alone_and_its_connection_stays(
+    reader: Reader, batches: list[int]
+) -> None:
+    await reader.fetch(LIMIT, name="statement_timeout")
+    [(before,)] = await reader.fetch(WHO)
+    asked = (reader.fetch(SLEEP, milliseconds=milliseconds) for milliseconds in (1, 60_000, 2))
+    found = await asyncio.gather(*asked, reader.fetch(WHO), return_exceptions=True)
+
+    assert batches[2] == 4, "they went together"
+    assert isinstance(found[1], TimedOut)
+    assert "statement timeout" in str(found[1])
+    assert not [error for error in (found[0], found[2]) if isinstance(error, BaseException)]
+    assert found[3] == await reader.fetch(WHO) == [(before,)]
+
+
+@pytest.mark.parametrize("is_prepared", [True, False], ids=["prepared", "new"])
+@pytest.mark.gen_test
+async def test_what_waits_for_a_lock_holds_up_nobody_else_and_its_like_no_longer_than_twice(
+    reader: Reader, batches: list[int], database: str, is_prepared: bool
+) -> None:
+    with psycopg.connect(database) as holder:
+        holder.execute("CREATE TABLE locked ()")
+        holder.commit()
+        if is_prepared:
+            await reader.fetch(LOCKED)
+        holder.execute("LOCK TABLE locked")
+        await reader.fetch(LIMIT, name="lock_timeout")
+        began = asyncio.get_running_loop().time()
+        asked = (reader.fetch(statement) for statement in (WHO, *[LOCKED] * 20))
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        took = asyncio.get_running_loop().time() - began
+
+    assert max(batches) == 21, "they went together"
+    assert found[0] == await reader.fetch(WHO)
+    assert all(isinstance(error, TimedOut) for error in found[1:])
+    assert took < 1.0
+    assert await reader.fetch(LOCKED) == [(0,)]
 
 
 @pytest.mark.gen_test

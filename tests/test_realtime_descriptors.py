@@ -242,9 +242,9 @@ async def test_no_frame_reaches_a_stranger_while_connections_come_and_go(
             client.close()
 
     # The check is in the clients; that they had something to check is told by these.
+    await until(lambda: server.statistics["open"] == 0)
     numbers = server.statistics
     assert sum(client.seen for client in everybody) > 1000, f"seed {seed}"
     assert len(everybody) > 150
     assert {*numbers["closed"]} >= {"transport close", "parse error", "forced close"}, numbers
-    await until(lambda: server.statistics["open"] == 0)
     assert chat.sockets() == []

@@ -434,7 +434,7 @@ class House:
 
     async def until_offline(self) -> None:
         """Returns once Alice is not online."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10):
             while await self.models.presence.is_online(ALICE.account_id):  # noqa: ASYNC110 - the database tells nobody
                 await asyncio.sleep(0.01)
 

@@ -35,8 +35,19 @@ def echo(io_loop: IOLoop, server: Echo) -> Iterator[Place]:
 
 
 @pytest.fixture
-def quick_echo(io_loop: IOLoop) -> Iterator[Place]:
-    yield from own_place(io_loop, Echo(Limits(ping_interval=0.2, ping_timeout=0.1)).application())
+def quick() -> Echo:
+    return Echo(Limits(ping_interval=0.1, ping_timeout=0.2))
+
+
+@pytest.fixture
+def quick_echo(io_loop: IOLoop, quick: Echo) -> Iterator[Place]:
+    yield from own_place(io_loop, quick.application())
+
+
+@pytest.fixture
+def pinging_echo(io_loop: IOLoop) -> Iterator[Place]:
+    """Pings often, and takes late answers: the machine may be busy."""
+    yield from own_place(io_loop, Echo(Limits(ping_interval=0.1, ping_timeout=0.6)).application())
 
 
 async def waiting_poll(server: Echo, session: PollingSession) -> Request:
@@ -438,8 +449,8 @@ async def test_nobody_else_s_session_is_touched_by_a_broken_one(wire: Wire, echo
 
 
 @pytest.mark.gen_test
-async def test_the_server_pings_and_goes_on_as_long_as_it_is_answered(wire: Wire, quick_echo: Place) -> None:
-    session = await wire.session(quick_echo)
+async def test_the_server_pings_and_goes_on_as_long_as_it_is_answered(wire: Wire, pinging_echo: Place) -> None:
+    session = await wire.session(pinging_echo)
 
     for _ in range(3):
         assert await session.packets() == ["2"]
@@ -469,9 +480,10 @@ async def test_a_session_that_leaves_a_ping_unanswered_closes(wire: Wire, quick_
 
 
 @pytest.mark.gen_test
-async def test_a_session_that_never_polls_closes(wire: Wire, quick_echo: Place) -> None:
+async def test_a_session_that_never_polls_closes(wire: Wire, quick: Echo, quick_echo: Place) -> None:
     session = await wire.session(quick_echo)
+    assert quick.engine.sessions
 
-    await asyncio.sleep(0.35)
+    await until(lambda: not quick.engine.sessions)
 
     assert await is_closed(session)

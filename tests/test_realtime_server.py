@@ -315,8 +315,8 @@ async def test_a_text_in_place_of_an_attachment_closes_the_connection(wire: Wire
 
 @pytest.fixture
 def impatient(io_loop: IOLoop) -> Iterator[tuple[Server, Place]]:
-    """A server with long pings that waits 0.2 s for a client to connect."""
-    server = Server(connect_timeout=0.2)
+    """A server with long pings that waits 0.4 s for a client to connect."""
+    server = Server(connect_timeout=0.4)
     server.namespace("/")
     for place in own_place(io_loop, Application(server.routes(PATH)), PATH):
         yield server, place
@@ -357,7 +357,7 @@ async def test_a_connection_that_is_in_a_namespace_stays(wire: Wire, impatient: 
     server.namespace("/").on_event("ping-me")(lambda _socket: "here")
     someone = await connected(wire, place)
 
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.6)
     await someone.send('20["ping-me"]')
 
     assert await someone.receive() == '30["here"]'
@@ -866,7 +866,7 @@ async def test_a_connect_handler_may_disconnect_its_client(
 
 @pytest.mark.gen_test
 async def test_a_client_that_goes_while_it_is_let_in_is_never_a_member(
-    wire: Wire, main: Namespace, ends: list[tuple[Socket, str]], place: Place
+    wire: Wire, server: Server, main: Namespace, ends: list[tuple[Socket, str]], place: Place
 ) -> None:
     steps: list[str] = []
     may_go_on = asyncio.Event()
@@ -882,7 +882,7 @@ async def test_a_client_that_goes_while_it_is_let_in_is_never_a_member(
     await someone.send("0")
     await until(lambda: steps == ["begun"])
     someone.websocket.abort()
-    await asyncio.sleep(0.05)
+    await until(lambda: server.statistics["open"] == 0)
     may_go_on.set()
 
     await until(lambda: steps == ["begun", "ended"])

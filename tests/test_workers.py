@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import signal
+import ssl
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 import socketio
+import tornado.test
 from structlog.testing import capture_logs
 from tornado.ioloop import IOLoop
 from tornado.netutil import bind_sockets
@@ -26,14 +28,15 @@ from audit.command import CommandFailed
 from settings import Settings
 from tests.conftest import CI_KEY, own_database
 from tests.listeners import SETTINGS, Chat, End, message_texts, own_chat, parsed, ready
-from tests.servers import SERVE, Server, is_alive, minutebook, until
+from tests.servers import SERVE, Server, appends_wait, is_alive, minutebook, until
 from tests.v3client import Person, own_loop
 from tests.wire import PollingSession, Rejected
-from workers import Assignment, Workers
+from workers import Assignment, WorkerFailed, Workers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="connections are handed over as Linux does it")
 
 ENDS_WITHIN = 10.0
+CERTIFICATES = Path(tornado.test.__file__).parent
 # Workers are for llhttp alone, whatever the other tests run on.
 TWO: dict[str, Any] = {**SETTINGS, "workers": 2, "http_parser": "httptools"}
 
@@ -67,7 +70,11 @@ def workers(server: Server) -> list[int]:
 
 
 def worker_of(session: PollingSession) -> int:
-    return int(session.sid.partition(".")[0])
+    return worker_of_sid(session.sid)
+
+
+def worker_of_sid(sid: str) -> int:
+    return int(sid.partition(".")[0])
 
 
 async def sessions_at_both(chat: Chat, each: int = 3) -> list[PollingSession]:
@@ -99,17 +106,12 @@ async def hears(session: PollingSession, count: int) -> list[str]:
 async def test_both_workers_serve_and_tell_their_counts_each(chat: Chat) -> None:
     sessions = await sessions_at_both(chat)
 
-    told = [
-        (await chat.wire.ask(chat.place, "GET", f"/metrics?worker={worker}")).text
-        for worker in (0, 1)
-        for _ in range(4)
-    ]
-
     at = Counter(map(worker_of, sessions))
     for worker in (0, 1):
-        opened = [line for text in told for line in text.splitlines() if line.startswith(_opened(worker))]
-        assert len(opened) == 4
-        assert float(opened[-1].rpartition(" ")[2]) >= at[worker]
+        for path in ("/metrics", "/metrics/") * 4:
+            told = (await chat.wire.ask(chat.place, "GET", f"{path}?worker={worker}")).text
+            [opened] = [line for line in told.splitlines() if line.startswith(_opened(worker))]
+            assert float(opened.rpartition(" ")[2]) >= at[worker]
 
 
 def _opened(worker: int) -> str:
@@ -197,6 +199,36 @@ async def test_a_session_that_nobody_has_is_unknown(chat: Chat, sid: str) -> Non
         assert (rejected.value.response.status, rejected.value.response.json) == (400, unknown)
 
 
+@pytest.mark.gen_test
+async def test_under_tls_connections_and_upgrades_come_to_their_worker(database: str, tmp_path: Path) -> None:
+    tls: dict[str, Any] = {"tls_certificate": CERTIFICATES / "test.crt", "tls_key": CERTIFICATES / "test.key"}
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    with Server(tmp_path / "data", database_url=database, **TWO, **tls) as server:
+        there = f"127.0.0.1:{server.port}"
+        handshake = f"https://{there}/socket.io/?EIO=4&transport=polling"
+        one_connection = aiohttp.TCPConnector(limit=1, ssl=trusting)
+        async with aiohttp.ClientSession(connector=one_connection) as kept, aiohttp.ClientSession() as other:
+            sids: list[str] = []
+            for worker in (0, 1, 0, 1, 0, 1):
+                # Who asks for a worker's counts is given to it, connection and all, and stays there.
+                async with kept.get(f"https://{there}/metrics/?worker={worker}") as answer:
+                    assert _opened(worker) in await answer.text()
+                async with kept.get(handshake) as answer:
+                    opened = json.loads((await answer.text()).removeprefix("0"))
+                sids.append(opened["sid"])
+                assert worker_of_sid(sids[-1]) == worker
+            for sid in sids:
+                upgrade = f"wss://{there}/socket.io/?EIO=4&transport=websocket&sid={sid}"
+                async with other.ws_connect(upgrade, ssl=trusting) as websocket:
+                    await websocket.send_str("2probe")
+                    assert await websocket.receive_str(timeout=10) == "3probe"
+                    await websocket.send_str("5")
+                    await websocket.send_str("40")
+                    assert (await websocket.receive_str(timeout=10)).startswith("40{")
+        assert server.stop() == 0
+
+
 # The life of workers
 
 
@@ -221,7 +253,11 @@ async def test_a_worker_that_is_killed_comes_back_and_the_other_goes_on(chat: Ch
     [line] = chat.server.logged("a worker ended and is started again")
     assert (line["worker"], line["exit_code"]) == (0, -signal.SIGKILL)
     # What it had left open is closed by its next life, not only once its lease has lapsed.
-    until(lambda: chat.server.logged("connections of this node's last life were closed"), "its ghosts are closed")
+    until(
+        lambda: chat.server.logged("connections of this node's last life were closed"),
+        "its ghosts are closed",
+        within=30,
+    )
 
 
 def test_nothing_secret_stands_in_a_command_line(server: Server, chat: Chat) -> None:
@@ -271,6 +307,23 @@ async def test_a_signal_ends_all_in_order(chat: Chat) -> None:
     assert [line for line in chat.server.log[before:] if line["level"] in ("error", "critical")] == []
 
 
+def test_a_second_signal_ends_all_at_once(chat: Chat) -> None:
+    running = workers(chat.server)
+    with chat.server.client() as client:
+        token = client.enrol("Talker")
+        client.must("makechannel", token=token, name="den")
+        with appends_wait(chat.server.database_url) as waiting:
+            message = {"token": token, "channel": "den", "message": "hello"}
+            client.send("POST", "/api/v3/sendmessage/", json.dumps(message).encode())
+            waiting()
+            os.kill(chat.server.process.pid, signal.SIGTERM)
+            until(lambda: chat.server.logged("stopping"), "the server heads for its end")
+
+            assert chat.server.stop(signal.SIGINT) == -signal.SIGINT
+
+            until(lambda: not any(map(is_alive, running)), "the workers end with it")
+
+
 @pytest.mark.gen_test
 async def test_a_restart_that_is_asked_for_ends_all(chat: Chat) -> None:
     running = workers(chat.server)
@@ -294,6 +347,7 @@ def test_a_port_that_others_share_is_in_use() -> None:
             pass
 
 
+_SAYS_TOO_MUCH = "import sys; from workers import Parent; Parent(int(sys.argv[1])).failed('because ' * 100_000)"
 # Serves for a moment.
 _SHORT_LIVED = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); s.recv(9999); s.send(b'ready\\n')"
 
@@ -323,6 +377,15 @@ async def test_a_worker_for_which_the_system_has_no_process_is_tried_again(monke
         await asyncio.gather(running, return_exceptions=True)
 
     assert [line["reason"] for line in logs[:2]] == [None, "[Errno 12] Cannot allocate memory"]
+
+
+@pytest.mark.gen_test
+async def test_a_worker_s_last_words_may_be_long() -> None:
+    assignment = Assignment(0, {}, "", [], 0, {}, [])
+    failing = Workers([sys.executable, "-c", _SAYS_TOO_MUCH], [assignment], lambda: None, lambda: None)
+
+    with pytest.raises(WorkerFailed, match=r"^because because "):
+        await failing.run()
 
 
 @pytest.mark.gen_test

@@ -24,7 +24,7 @@ from tornado.web import Application
 from tests.fronts import make_server
 
 # An answer that takes longer counts as a hang. Pings are 25 s apart in most tests, so no ping timeout comes within.
-WITHIN = 8.0
+WITHIN = 20.0
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 SEPARATOR = "\x1e"

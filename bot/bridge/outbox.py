@@ -9,12 +9,14 @@ Invariants:
 * A delivery is sent with nonces made of it, so that Discord itself knows a repeat for some minutes. Beyond them the
   channel's history tells: what may have been sent before (by an earlier leader, or by an attempt that did not end well)
   is looked for there first, behind all that is known to have been delivered there.
-* What stands on Discord of something that is deleted or erased here is deleted there.
+* What stands on Discord of something that is deleted or erased here is deleted there. Each channel has a worker for
+  that, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -39,7 +41,8 @@ _CLOCKS_DIFFER = timedelta(minutes=10)
 _NONCE = 25
 # How many workers ask the read models at once, so that a thousand of them do not crowd out those who chat.
 _QUERIES = 4
-_DOOMED = 100
+# So much of what is to be deleted on Discord is looked through; more, up to the bound, if there may be other channels.
+_DOOMED, _MOST_DOOMED = 100, 12_800
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
@@ -172,13 +175,15 @@ class Outbox:
         self._lanes: dict[Destination, _Lane] = {}
         self._queries = asyncio.Semaphore(_QUERIES)
         self._withdrawals = asyncio.Event()
+        self._withdrawing: set[int] = set()
 
     async def run(self) -> None:
         """Delivers until cancelled; raises `NotAuthorised`, in a group."""
         self._lanes.clear()
+        self._withdrawing.clear()
         self._began = await patiently(self._log.head)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._withdraw_all(), name="to Discord: withdrawals")
+            tasks.create_task(self._withdraw_all(tasks), name="to Discord: withdrawals")
             for destination in await self._ask(self._deliveries.destinations):
                 self._stir(tasks, destination)
             async for batch in self._log.follow(self._began):
@@ -320,8 +325,7 @@ class Outbox:
         attempt.is_doubtful = True
         left = self._time_left(attempt.delivery)
         if left <= 0:
-            reason = f"not taken within {_in_words(self._give_up)}: {problem}"
-            await self._fail(attempt, reason)
+            await self._give_up_on(attempt, problem)
             lane.attempt = None
             return
         if not attempt.is_put_off:
@@ -329,6 +333,27 @@ class Outbox:
         attempt.is_put_off = True
         if problem.seconds is not None:
             await asyncio.sleep(min(problem.seconds, left))
+
+    async def _give_up_on(self, attempt: _Attempt, problem: TryLater) -> None:
+        """Records that it has failed, unless all of it is found on Discord now."""
+        if await self._stands(attempt):
+            await self._record(attempt, await self._channel(attempt))
+        else:
+            await self._fail(attempt, f"not taken within {_in_words(self._give_up)}: {problem}")
+
+    async def _stands(self, attempt: _Attempt) -> bool:
+        """Whether all parts of a delivery are seen on Discord; where nobody can look, nothing is."""
+        parts = outgoing(attempt.delivery.sender, attempt.delivery.text)
+        try:
+            await self._look_for(attempt, await self._channel(attempt), parts)
+        except (Declined, TryLater):
+            return False
+        except NotAuthorised:
+            raise
+        except Exception:  # noqa: BLE001 - told to the log, and not seen is not seen
+            _log.exception("a message could not be looked for on Discord", delivery=attempt.delivery.delivery_id)
+            return False
+        return len(attempt.message_ids) == len(parts)
 
     async def _record(self, attempt: _Attempt, channel_id: int) -> None:
         await patiently(lambda: self._settling.delivered(attempt.delivery, channel_id, attempt.message_ids))
@@ -359,27 +384,43 @@ class Outbox:
 
     # Withdrawing
 
-    async def _withdraw_all(self) -> None:
-        """Deletes on Discord what is to be deleted there, until cancelled."""
-        backoff = Backoff(*self._pauses)
+    async def _withdraw_all(self, tasks: asyncio.TaskGroup) -> None:
+        """Has deleted on Discord what is to be deleted there, until cancelled."""
+        limit = _DOOMED
         while True:
             self._withdrawals.clear()
-            doomed = await self._ask(lambda: self._deliveries.doomed(_DOOMED))
-            if not doomed:
-                backoff.reset()
-                await self._withdrawals.wait()
-            elif await self._withdraw(doomed):
-                backoff.reset()
-            else:
-                await backoff.pause()
+            doomed = await self._ask(functools.partial(self._deliveries.doomed, limit))
+            self._begin_withdrawals(tasks, doomed)
+            if len(doomed) == limit < _MOST_DOOMED:
+                # Behind them there may be some of a channel that has no worker yet.
+                limit *= 2
+                continue
+            await self._withdrawals.wait()
+            if limit > _DOOMED:
+                # To look through so much again for each deletion would be work without end.
+                await asyncio.sleep(self._pauses[0])
+                limit = _DOOMED
 
-    async def _withdraw(self, doomed: Sequence[Copy]) -> bool:
-        """Deletes messages; whether all channels let it. The rest of a channel that does not now is left for later."""
-        away: set[int] = set()
+    def _begin_withdrawals(self, tasks: asyncio.TaskGroup, doomed: Iterable[Copy]) -> None:
+        """Gives the messages of each channel that has no worker to a new one."""
+        by_channel: dict[int, list[Copy]] = {}
         for copy in doomed:
-            if copy.discord_channel_id not in away and not await self._delete(copy):
-                away.add(copy.discord_channel_id)
-        return not away
+            if copy.discord_channel_id not in self._withdrawing:
+                by_channel.setdefault(copy.discord_channel_id, []).append(copy)
+        for channel_id, copies in by_channel.items():
+            self._withdrawing.add(channel_id)
+            tasks.create_task(self._withdraw(channel_id, copies), name="to Discord: withdrawals from a channel")
+
+    async def _withdraw(self, channel_id: int, doomed: Iterable[Copy]) -> None:
+        """Deletes messages of a channel, each when Discord lets it."""
+        backoff = Backoff(*self._pauses)
+        for copy in doomed:
+            await backoff.pause()
+            while not await self._delete(copy):
+                await backoff.pause()
+            backoff.reset()
+        self._withdrawing.discard(channel_id)
+        self._withdrawals.set()
 
     async def _delete(self, copy: Copy) -> bool:
         try:
