@@ -340,7 +340,7 @@ def warmed() -> Heads:
 WARM = warmed()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_what_is_remembered_changes_nothing_however_the_bytes_are_cut(data: st.DataObject) -> None:
     sent = b"".join(row.sent for row in data.draw(st.lists(st.sampled_from(ROWS), min_size=1, max_size=4))) + LAST
@@ -451,7 +451,7 @@ def served(pieces: list[bytes], heads: Heads) -> tuple[list[bytes], bool, int]:
     return asyncio.run(serve())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_what_is_taken_as_a_whole_is_answered_as_what_comes_in_pieces(data: st.DataObject) -> None:
     requests = [row.sent for row in data.draw(st.lists(st.sampled_from(ROWS), min_size=1, max_size=4))]
