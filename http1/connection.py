@@ -250,7 +250,9 @@ class Connection(asyncio.Protocol):
         if owner.take is None or self._writable is not None or not self._reads_ahead:
             return False
         head = owner.heads.get(data)
-        if head is None or head.length is None or head.size + head.length != len(data) or owner.elsewhere(head):
+        if head is None or head.length is None or head.size + head.length != len(data):
+            return False
+        if owner.elsewhere(head) is not None:
             return False
         exchange = self._exchange = Exchange(self, head, owner.context(self, head))
         exchange.is_read = True

@@ -356,6 +356,17 @@ def test_every_row_is_the_same_when_its_heads_are_remembered() -> None:
     assert WARM.get(get()) is not None
 
 
+def test_what_was_searched_and_received_of_one_request_is_not_of_the_next() -> None:
+    long = get(b"A: %b" % (b"b" * 100))
+    assert parsed([long[:-1], long[-1:] + get() + LAST]) == parsed([long + get() + LAST])
+
+    parser = RequestParser(Limits(body_size=8, head_size=64))
+    for _ in range(2):
+        head = parser.head(sent := chunked(b"8\r\n12345678\r\n0\r\n\r\n"))
+        assert head is not None
+        assert parser.body(sent[head.size :])[0] == b"12345678"
+
+
 class Forgetful(Heads):
     """Remembers nothing."""
 
