@@ -160,7 +160,7 @@ class RequestParser:
         version = "HTTP/1.1" if minor == b"1" else "HTTP/1.0"
         head = self._found(RequestStartLine(method.decode(), target.decode("latin-1"), version), end)
         self._begin(head)
-        if not start and end <= _LONGEST_REMEMBERED and b"?" not in target and head.headers.keys() <= _ORDINARY:
+        if not start and end <= _LONGEST_REMEMBERED and b"?" not in target and _ORDINARY.issuperset(head.headers):
             self._heads.remember(bytes(data[:end]), head)
         return head
 
