@@ -26,6 +26,8 @@ from tornado.httputil import (
 from tornado.routing import URLSpec
 
 from handlers.http import MAX_BODY, MAX_DISCARDED, JsonHandler
+from http1.exchange import Exchange
+from http1.headers import CheckedHeaders
 
 # A route for one path, and perhaps the same with a slash at its end.
 _FIXED = re.compile(r"(/[\w/-]+?)(/\?)?\$?", re.ASCII)
@@ -41,6 +43,20 @@ class JsonApplication(web.Application):
     def __init__(self, routes: Sequence[URLSpec], **settings: Any) -> None:
         super().__init__(list(routes), **settings)
         self.fixed = dict(_fixed(routes))
+
+    def take(self, exchange: Exchange, line: RequestStartLine, headers: CheckedHeaders, body: bytes) -> bool:
+        """Serves a request that is there as a whole, if its path is fixed; who need not wait answers at once."""
+        place = self.fixed.get(line.path)
+        if place is None or len(body) > MAX_BODY or (headers.value("Host") is None and line.version != "HTTP/1.0"):
+            return False
+        kind, given = place
+        request = _Request(exchange, line, headers)
+        request.body = body
+        handler = kind(self, request, **given)
+        if (answering := handler.begin(())) is not None:
+            # What it waits for keeps the task.
+            asyncio.get_running_loop().create_task(handler.end(answering))
+        return True
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
         """Whoever takes the request: its head tells who that is."""
@@ -81,7 +97,8 @@ class _Request(HTTPServerRequest):
         self.method, self.uri, self.version = start_line
         self.path, self.query = self.uri, ""
         self.headers = headers
-        self.host = headers["Host"] if "Host" in headers or self.version != "HTTP/1.0" else "127.0.0.1"
+        # Whoever makes one has seen that there is a host, or need not be one.
+        self.host = headers.get("Host", "127.0.0.1")
         self.host_name = host_name(self.host)
         self.body = b""
         self.connection = connection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from http.client import responses
@@ -30,7 +30,7 @@ MAX_BODY = 64 * 1024
 MAX_DISCARDED = 1024 * 1024
 
 _log = structlog.get_logger(__name__)
-_JSON = "application/json; charset=UTF-8"
+JSON = "application/json; charset=UTF-8"
 _encoder = msgspec.json.Encoder()
 
 
@@ -61,13 +61,27 @@ class JsonHandler(web.RequestHandler):
 
     async def serve(self, arguments: Sequence[bytes]) -> None:
         """Calls the method with what the path's groups matched, and answers what goes wrong."""
+        if (answering := self.begin(arguments)) is not None:
+            await self.end(answering)
+
+    def begin(self, arguments: Sequence[bytes]) -> Awaitable[None] | None:
+        """Calls the method as `serve` does; returns what is to `end`, if it has not answered by then."""
         try:
             method = str(self.request.method)
             if method not in self.SUPPORTED_METHODS:
                 raise web.HTTPError(405)
-            answering = getattr(self, method.lower())(*[self.decode_argument(argument) for argument in arguments])
-            if answering is not None:
-                await answering
+            answering: Awaitable[None] | None = getattr(self, method.lower())(
+                *[self.decode_argument(argument) for argument in arguments]
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, it has an answer
+            self._fail(error)
+            return None
+        return answering
+
+    async def end(self, answering: Awaitable[None]) -> None:
+        """Waits for a method's end, and answers what goes wrong."""
+        try:
+            await answering
         except Exception as error:  # noqa: BLE001 - whatever it is, it has an answer
             self._fail(error)
         except asyncio.CancelledError as error:
@@ -105,7 +119,7 @@ class JsonHandler(web.RequestHandler):
     def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> asyncio.Future[None]:
         """Sends the answer, as a whole."""
         assert not self._is_answered, "a request has one answer"  # noqa: S101
-        body = _encoded(chunk)
+        body = chunk if isinstance(chunk, bytes) else _encoded(chunk)
         connection = self.request.connection
         if isinstance(connection, Exchange) and not self._more and not self._closes:
             written = connection.answer(_head(self._status, int(time.time())) % self.request_id.encode(), body)
@@ -127,7 +141,7 @@ class JsonHandler(web.RequestHandler):
         return written
 
     def _headers_for(self, body: bytes) -> HTTPHeaders:
-        fields = {"Content-Type": _JSON, "Date": _date(int(time.time())), "X-Request-Id": self.request_id}
+        fields = {"Content-Type": JSON, "Date": _date(int(time.time())), "X-Request-Id": self.request_id}
         fields |= self._more
         fields["Content-Length"] = str(len(body))
         if self._closes:
@@ -167,10 +181,8 @@ class JsonHandler(web.RequestHandler):
                 _log.warning("a request could not be served now", reason=str(value) or repr(value))
 
 
-def _encoded(chunk: str | bytes | dict[str, Any] | None) -> bytes:
+def _encoded(chunk: str | dict[str, Any] | None) -> bytes:
     match chunk:
-        case bytes():
-            return chunk
         case str():
             return chunk.encode()
         case None:
@@ -191,7 +203,7 @@ def _date(second: int) -> str:
 @lru_cache(16)
 def _head(status: int, second: int) -> bytes:
     """The head of most answers in this second, with a place for the request's id; the connection adds the rest."""
-    fields = f"Content-Type: {_JSON}\r\nDate: {_date(second)}\r\nX-Request-Id: %b\r\n"
+    fields = f"Content-Type: {JSON}\r\nDate: {_date(second)}\r\nX-Request-Id: %b\r\n"
     return f"HTTP/1.1 {status} {_reason(status)}\r\n{fields}".encode()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 
 import msgspec
 from tornado.web import Application
 
-from handlers.http import told
+from eventstore.ids import new_id
+from handlers.http import JSON, told
 from http1.handover import Neighbours
 from http1.limits import Limits
 from http1.proxies import Proxies
@@ -46,7 +48,7 @@ _MESSAGES = {
 }
 
 
-def _error_answer(status: int) -> tuple[str, bytes]:
-    """What is answered to bytes that are no request: as handlers would, but there is no id of a request to tell."""
+def _error_answer(status: int) -> tuple[Mapping[str, str], bytes]:
+    """What is answered to bytes that are no request: as handlers would."""
     message = _MESSAGES.get(status) or told(None, status, {})[1]
-    return "application/json; charset=UTF-8", msgspec.json.encode({"message": message})
+    return {"Content-Type": JSON, "X-Request-Id": new_id()}, msgspec.json.encode({"message": message})

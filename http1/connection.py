@@ -8,6 +8,8 @@ Each request goes through the phases in order, and the next one begins when it h
     READ      the delegate was given everything, `finish` too; the answer is on its way, or will be
     OVER      no more HTTP here: the connection closes, is closed, or belongs to somebody else
 
+One that comes as most do, in one piece and with a head that is remembered, is READ at once if the application takes it.
+
 Invariants: bytes stay in `_rest` until their time has come, so answers cannot overtake each other. Every request ends,
 for the delegate, by `finish` or by `on_connection_close`, whatever fails; and every connection ends by a deadline if
 not before.
@@ -18,19 +20,21 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, Protocol, cast
 
 import structlog
-from tornado.httputil import HTTPInputError, HTTPMessageDelegate, RequestStartLine
+from tornado.httputil import HTTPInputError, HTTPMessageDelegate, RequestStartLine, format_timestamp
 from tornado.iostream import IOStream, StreamClosedError
 
 from http1.exchange import Exchange, RequestContext
 from http1.handover import Departures, Moved
+from http1.headers import CheckedHeaders
 from http1.limits import Limits
-from http1.parser import BadRequest, Head, RequestParser
+from http1.parser import BadRequest, Head, Heads, RequestParser
 from http1.streams import TlsTransport, socket_of, taken_from
 
 _log = structlog.get_logger(__name__)
@@ -46,11 +50,17 @@ class Phase(Enum):
     OVER = auto()
 
 
+Take = Callable[[Exchange, RequestStartLine, CheckedHeaders, bytes], bool]
+"""Serves a request that is there as a whole, its body among it; False if it is to come piece by piece."""
+
+
 class Owner(Protocol):
     """What a connection needs of the server that it belongs to."""
 
     limits: Limits
+    heads: Heads
     is_stopping: bool
+    take: Take | None
 
     @property
     def drained(self) -> asyncio.Future[None]:
@@ -74,8 +84,8 @@ class Owner(Protocol):
     def upgrade(self, stream: IOStream, address: Any) -> None:
         """Serves a connection whose request asks for another protocol."""
 
-    def error_answer(self, status: int) -> tuple[str, bytes]:
-        """The Content-Type and the body of the answer to what is no request."""
+    def error_answer(self, status: int) -> tuple[Mapping[str, str], bytes]:
+        """The fields and the body of the answer to what is no request."""
 
     def watch(self, connection: Connection) -> None:
         """A connection has begun."""
@@ -99,7 +109,7 @@ class Connection(asyncio.Protocol):
         self._limits = owner.limits
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._parser = RequestParser(owner.limits)
+        self._parser = RequestParser(owner.limits, owner.heads)
         self._phase = Phase.HEAD
         self._rest: bytes | bytearray = unread
         self._exchange: Exchange | None = None
@@ -151,7 +161,8 @@ class Connection(asyncio.Protocol):
             return
         if self._phase is Phase.READ:
             self._next(exchange)
-            self._advance()
+            if self._rest or not self._is_reading:
+                self._advance()
         elif not exchange.is_read:
             self._give_up(lingers=True)
 
@@ -198,6 +209,8 @@ class Connection(asyncio.Protocol):
         if self._phase is Phase.OVER:
             return  # lingering: the client is to read why nobody listens
         if not self._rest:
+            if self._phase is Phase.HEAD and self._take(data):
+                return
             self._rest = data
         else:
             if isinstance(self._rest, bytes):
@@ -230,6 +243,29 @@ class Connection(asyncio.Protocol):
         self._owner.forget(self)
 
     # Going on
+
+    def _take(self, data: bytes) -> bool:
+        """Gives a request to the application at once, if these bytes are a known head, its body and nothing else."""
+        owner = self._owner
+        if owner.take is None or self._writable is not None or not self._reads_ahead:
+            return False
+        head = owner.heads.get(data)
+        if head is None or head.length is None or head.size + head.length != len(data):
+            return False
+        if owner.elsewhere(head) is not None:
+            return False
+        exchange = self._exchange = Exchange(self, head, owner.context(self, head))
+        exchange.is_read = True
+        self._phase = Phase.READ
+        self.deadline = math.inf
+        try:
+            if owner.take(exchange, head.line, head.headers.copy(), data[head.size :]):
+                return True
+        except Exception as error:  # noqa: BLE001 - whatever it is, the connection must not hang
+            self._failed(error)
+            return True
+        self._phase, self._exchange = Phase.HEAD, None
+        return False
 
     def _advance(self) -> None:
         """Does what the bytes that are there allow, request after request."""
@@ -286,12 +322,11 @@ class Connection(asyncio.Protocol):
 
     def _start(self, head: Head) -> None:
         exchange = self._exchange = Exchange(self, head, self._owner.context(self, head))
-        self._expects_continue = head.has_body and head.expects_continue
+        self._expects_continue = head.length != 0 and head.expects_continue
         self._phase = Phase.PREPARED
         self.deadline = math.inf
         delegate = self._owner.start_request(self, exchange)
-        line = RequestStartLine(head.method, head.target, head.version)
-        ready = delegate.headers_received(line, head.headers)
+        ready = delegate.headers_received(head.line, head.headers.copy())
         # Only who has taken the request is told of its end.
         self._delegate = delegate
         self._wait_for(ready)
@@ -349,7 +384,7 @@ class Connection(asyncio.Protocol):
     def _hand_over(self, give: Callable[[], None]) -> None:
         if self._transport.get_write_buffer_size():
             # Answers before it are still on their way, and what waits in the transport cannot be taken along.
-            self._parser = RequestParser(self._limits)
+            self._parser = RequestParser(self._limits, self._owner.heads)
             self._transport.set_write_buffer_limits(high=0)
             return
         try:
@@ -436,13 +471,10 @@ class Connection(asyncio.Protocol):
         if self._exchange is not None and self._exchange.is_begun:
             self.abort()
             return
-        kind, body = self._owner.error_answer(status)
-        lines = (
-            f"HTTP/1.1 {int(status)} {HTTPStatus(status).phrase}",
-            f"Content-Type: {kind}",
-            f"Content-Length: {len(body)}",
-            "Connection: close",
-        )
+        fields, body = self._owner.error_answer(status)
+        own = {"Date": format_timestamp(time.time()), "Content-Length": str(len(body)), "Connection": "close"}
+        lines = [f"HTTP/1.1 {int(status)} {HTTPStatus(status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in {**fields, **own}.items()]
         sent = b"" if self._exchange is not None and self._exchange.is_head else body
         self._transport.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + sent)
         self._give_up(lingers=True)

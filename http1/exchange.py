@@ -67,13 +67,14 @@ class Exchange(HTTPConnection):
         self.context = context
         self.stream = connection
         self.close_callback: Callable[[], None] | None = None
-        self.is_read = not head.has_body
+        self.is_read = head.length == 0
         self.is_begun = False
         self.is_answered = False
         self.keeps_alive = head.keeps_alive
         self._connection = connection
-        self._is_modern = head.version == "HTTP/1.1"
-        self.is_head = self._has_no_body = head.method == "HEAD"
+        method, _, version = head.line
+        self._is_modern = version == "HTTP/1.1"
+        self.is_head = self._has_no_body = method == "HEAD"
         self._is_chunked = False
         self._missing: int | None = None  # bytes of the announced length that were not written yet
 

@@ -5,10 +5,13 @@
     piece = parser.body(data)          # again and again until `parser.is_complete`
 
 llhttp would go on with the next request in the same bytes, which could not be answered before this one is. So it is
-never given more than belongs to one request: a head ends at its empty line, a body at its length, and one in chunks
-at an empty line too, which is why chunks are fed up to one at a time.
+never given more than belongs to one request: a head ends at its empty line, a body at its length, for which llhttp is
+not needed, and one in chunks at an empty line too, which is why chunks are fed up to one at a time.
 
-Invariant: what is found, refused and left over does not depend on how the bytes were cut on their way.
+What a head says depends on nothing but its bytes, and clients send the same ones again and again: `Heads` remembers.
+
+Invariant: what is found, refused and left over does not depend on how the bytes were cut on their way, nor on what
+was remembered.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import re
 from typing import NamedTuple, NoReturn
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from tornado.httputil import RequestStartLine
 
 from http1.headers import CheckedHeaders
 from http1.limits import Limits
@@ -32,9 +36,23 @@ _TOKEN_BEGINS = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]")
 # llhttp has a list of methods, some with rules of their own about bodies, and ideas about targets. None of that is for
 # it to decide here: in place of the request line, which was looked at before, it gets the same one each time.
 _SOME_LINE = {b"1": b"POST / HTTP/1.1\r\n", b"0": b"POST / HTTP/1.0\r\n"}
-_FRAMING = ("Content-Length", "Transfer-Encoding")
+_CHUNKED = _SOME_LINE[b"1"] + b"Transfer-Encoding: chunked\r\n\r\n"
 # Sizes of chunks, their extensions and trailers may take this much more than the body itself, and a fixed amount.
 _OVERHEAD_FACTOR = 8
+
+
+# What is remembered: heads of this size at most, so many of them, and only of fields that hold no secret (which must
+# not be kept for longer than their request), have to do with nothing but the request, and seldom change.
+_LONGEST_REMEMBERED = 1024
+_MOST_REMEMBERED = 2048
+_ORDINARY = frozenset(
+    (
+        *("Accept", "Accept-Charset", "Accept-Encoding", "Accept-Language", "Cache-Control", "Connection"),
+        *("Content-Length", "Content-Type", "Dnt", "Host", "Keep-Alive", "Origin", "Pragma", "Priority"),
+        *("Sec-Ch-Ua", "Sec-Ch-Ua-Mobile", "Sec-Ch-Ua-Platform", "Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site"),
+        *("Sec-Gpc", "User-Agent", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip"),
+    )
+)
 
 
 class BadRequest(Exception):
@@ -46,16 +64,33 @@ class BadRequest(Exception):
 
 
 class Head(NamedTuple):
-    """What stands before a request's body. `upgrade` is the protocol that the client would rather speak, or empty."""
+    """What stands before a request's body, which is `length` bytes long, or None where it is in chunks.
 
-    method: str
-    target: str
-    version: str
+    `upgrade` is the protocol that the client would rather speak, or empty. One head may be that of many requests, so
+    each gets a copy of its headers.
+    """
+
+    line: RequestStartLine
     headers: CheckedHeaders
     size: int
-    has_body: bool
+    length: int | None
     keeps_alive: bool
     upgrade: str
+
+    @property
+    def method(self) -> str:
+        """The method, whatever it is."""
+        return self.line.method
+
+    @property
+    def target(self) -> str:
+        """What is asked for."""
+        return self.line.path
+
+    @property
+    def version(self) -> str:
+        """`HTTP/1.0` or `HTTP/1.1`."""
+        return self.line.version
 
     @property
     def expects_continue(self) -> bool:
@@ -63,13 +98,31 @@ class Head(NamedTuple):
         return self.version == "HTTP/1.1" and (self.headers.value("Expect") or "").lower() == "100-continue"
 
 
+class Heads:
+    """The last heads that were accepted, by their bytes. For parsers with the same limits."""
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, Head] = {}
+
+    def get(self, data: bytes | bytearray) -> Head | None:
+        """The head with which the data begins, if it is remembered."""
+        return self._heads.get(bytes(data[: data.find(_END, 0, _LONGEST_REMEMBERED) + len(_END)]))
+
+    def remember(self, data: bytes, head: Head) -> None:
+        """Keeps the head that was made of the data, in the place of the oldest if there are many."""
+        if len(self._heads) >= _MOST_REMEMBERED:
+            del self._heads[next(iter(self._heads))]
+        self._heads[data] = head
+
+
 class RequestParser:
     """The requests of one connection, one after the other. Of no use any more once it has refused something."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, heads: Heads | None = None) -> None:
         self._limits = limits
+        self._heads = Heads() if heads is None else heads
         self._searched = 0
-        self._llhttp = HttpRequestParser(self)
+        self._llhttp: HttpRequestParser
         # Of the request at hand:
         self.is_complete = False
         self._headers = CheckedHeaders()
@@ -83,6 +136,9 @@ class RequestParser:
 
     def head(self, data: bytes | bytearray) -> Head | None:
         """The head with which the data begins (its size counts empty lines before it); raises `BadRequest`."""
+        if (known := self._heads.get(data)) is not None:
+            self._begin(known)
+            return known
         start = _behind_empty_lines(data)
         end = data.find(_END, max(start, self._searched - 3))
         if end < 0 or end - start > self._limits.head_size:
@@ -100,13 +156,22 @@ class RequestParser:
         if lines - 1 > self._limits.header_count:
             raise BadRequest(431, "too many header lines")
         method, target, minor = line.groups()
-        self._begin()
         self._feed_head(_SOME_LINE[bytes(minor)] + fields)
-        return self._found(method.decode(), target.decode("latin-1"), "HTTP/1.1" if minor == b"1" else "HTTP/1.0", end)
+        version = "HTTP/1.1" if minor == b"1" else "HTTP/1.0"
+        head = self._found(RequestStartLine(method.decode(), target.decode("latin-1"), version), end)
+        self._begin(head)
+        if not start and end <= _LONGEST_REMEMBERED and b"?" not in target and _ORDINARY.issuperset(head.headers):
+            self._heads.remember(bytes(data[:end]), head)
+        return head
 
     def body(self, data: bytes | bytearray) -> tuple[bytes, int]:
         """More of the body, and how many bytes of the data it took; raises `BadRequest`."""
-        size = self._feed_chunks(data) if self._missing is None else self._feed_rest(data)
+        if self._missing is not None:
+            piece = bytes(data[: self._missing])
+            self._missing -= len(piece)
+            self.is_complete = not self._missing
+            return piece, len(piece)
+        size = self._feed_chunks(data)
         piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
         self._received += len(piece)
@@ -134,16 +199,25 @@ class RequestParser:
         if len(data) >= most + len(_END):
             raise BadRequest(431, "the headers are too large")
 
-    def _begin(self) -> None:
-        self.is_complete = self._has_head = self._upgrades = False
-        self._headers = CheckedHeaders()
+    def _begin(self, head: Head) -> None:
+        """Awaits the head's body."""
+        self._missing = head.length
+        self.is_complete = head.length == 0
         self._searched = self._received = self._overhead = 0
 
     def _feed_head(self, head: bytes) -> None:
+        # A new one each time, which costs nothing beside a head: it need not know how the last request went on.
+        self._llhttp = HttpRequestParser(self)
+        self._headers = CheckedHeaders()
+        self._has_head = self._upgrades = False
         try:
             self._llhttp.feed_data(head)
         except HttpParserUpgrade:
-            self._ignore_upgrade()
+            # It takes what follows for another protocol. Whoever grants the wish takes the connection over; for all
+            # others the request is like any other.
+            if "Transfer-Encoding" in self._headers:
+                self._llhttp = HttpRequestParser(self)
+                self._llhttp.feed_data(_CHUNKED)
         except HttpParserError as error:
             self._refuse_coding()
             if _HUGE_LENGTH.search(head):
@@ -158,23 +232,16 @@ class RequestParser:
             status = 400 if "Content-Length" in self._headers else 501
             raise BadRequest(status, "a transfer coding that is not known")
 
-    def _found(self, method: str, target: str, version: str, size: int) -> Head:
+    def _found(self, line: RequestStartLine, size: int) -> Head:
         headers = self._headers
         chunked = "Transfer-Encoding" in headers
-        if chunked and version == "HTTP/1.0":
+        if chunked and line.version == "HTTP/1.0":
             raise BadRequest(400, "HTTP/1.0 has no transfer codings")
-        self._missing = None if chunked else int(headers.value("Content-Length") or 0)
-        if (self._missing or 0) > self._limits.body_size:
+        length = None if chunked else int(headers.value("Content-Length") or 0)
+        if (length or 0) > self._limits.body_size:
             raise BadRequest(413, "the body is too large")
         upgrade = (headers.value("Upgrade") or "").lower() if self._upgrades else ""
-        return Head(method, target, version, headers, size, not self.is_complete, self._keeps_alive, upgrade)
-
-    def _feed_rest(self, data: bytes | bytearray) -> int:
-        assert self._missing is not None  # noqa: S101 - for the types: a body in chunks comes another way
-        size = min(len(data), self._missing)
-        self._feed(data[:size])
-        self._missing -= size
-        return size
+        return Head(line, headers, size, length, self._keeps_alive, upgrade)
 
     def _feed_chunks(self, data: bytes | bytearray) -> int:
         """Feeds up to the end of the body, but not into what may be the middle of the empty line that ends it."""
@@ -193,17 +260,6 @@ class RequestParser:
             self._llhttp.feed_data(data)
         except HttpParserError as error:
             raise BadRequest(400, str(error)) from None
-
-    def _ignore_upgrade(self) -> None:
-        """Begins the body, which llhttp takes for another protocol when one was wished for.
-
-        Whoever grants the wish takes the connection over; for all others the request is like any other.
-        """
-        framing = [(name, self._headers[name]) for name in _FRAMING if name in self._headers]
-        lines = b"".join(f"{name}: {value}\r\n".encode("latin-1") for name, value in framing)
-        self._llhttp = HttpRequestParser(self)
-        self.is_complete = False
-        self._llhttp.feed_data(_SOME_LINE[b"1"] + lines + b"\r\n")
 
     # What llhttp calls
 

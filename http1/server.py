@@ -14,12 +14,12 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 from weakref import WeakSet
 
 from tornado import httputil
@@ -29,11 +29,12 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.iostream import IOStream
 
 from http1.accepting import Accepted, Acceptor
-from http1.connection import Connection
+from http1.connection import Connection, Take
 from http1.exchange import Exchange, RequestContext
 from http1.handover import Departures, Moved, Neighbours, Tunnel, tunnelled
+from http1.headers import CheckedHeaders
 from http1.limits import Limits
-from http1.parser import Head
+from http1.parser import Head, Heads
 from http1.proxies import Proxies
 from http1.streams import ReadAgainTlsStream, TlsTransport
 from http1.wheel import Wheel
@@ -54,9 +55,17 @@ class Entrance(Protocol):
         """Lets nobody in any more."""
 
 
-def plain_error(status: int) -> tuple[str, bytes]:
-    """The Content-Type and the body of an answer that no handler gives: a line of text."""
-    return "text/plain; charset=UTF-8", f"{status} {HTTPStatus(status).phrase}\n".encode()
+@runtime_checkable
+class TakesWhole(Protocol):
+    """An application that can be given a request as a whole, too, which spares it and the server the steps between."""
+
+    def take(self, exchange: Exchange, line: httputil.RequestStartLine, headers: CheckedHeaders, body: bytes) -> bool:
+        """Serves the request; False if it is to come piece by piece, by `start_request`."""
+
+
+def plain_error(status: int) -> tuple[Mapping[str, str], bytes]:
+    """The fields and the body of an answer that no handler gives: a line of text."""
+    return {"Content-Type": "text/plain; charset=UTF-8"}, f"{status} {HTTPStatus(status).phrase}\n".encode()
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,8 @@ class Options:
 
     Connections come to HTTP through the `entrance`, if there is one, but not those under TLS, which nobody can look
     into from outside, and not those of trusted proxies, whose clients are known by their headers alone. `error_answer`
-    words what is answered to bytes that are no request. A request that wants to `upgrade` to one of these protocols
+    words what is answered to bytes that are no request, and gives its fields (Date and those that say how long it is
+    come of themselves). A request that wants to `upgrade` to one of these protocols
     is served by Tornado's parser, whose handlers can take the connection over; other such wishes are not heard.
     With `neighbours`, which are for llhttp alone, connections go to the processes that their requests are for.
     """
@@ -74,7 +84,7 @@ class Options:
     tls: ssl.SSLContext | None = None
     proxies: Proxies = field(default_factory=Proxies)
     entrance: Entrance | None = None
-    error_answer: Callable[[int], tuple[str, bytes]] = plain_error
+    error_answer: Callable[[int], tuple[Mapping[str, str], bytes]] = plain_error
     upgrades: frozenset[str] = frozenset(["websocket"])
     neighbours: Neighbours | None = None
 
@@ -124,7 +134,9 @@ class Server:
 
     def __init__(self, application: httputil.HTTPServerConnectionDelegate, options: Options) -> None:
         self.limits = options.limits
+        self.heads = Heads()
         self.is_stopping = False
+        self.take: Take | None = application.take if isinstance(application, TakesWhole) else None
         self._application = application
         self._options = options
         self._acceptor = Acceptor(_through(options, self._serve))
@@ -251,8 +263,8 @@ class Server:
         """Serves the connection by Tornado's parser from here on."""
         self._handed_over.handle_stream(stream, address)
 
-    def error_answer(self, status: int) -> tuple[str, bytes]:
-        """The Content-Type and the body of the answer to what is no request."""
+    def error_answer(self, status: int) -> tuple[Mapping[str, str], bytes]:
+        """The fields and the body of the answer to what is no request."""
         return self._options.error_answer(status)
 
     def watch(self, connection: Connection) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -9,11 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tornado.httputil import HTTPHeaders, HTTPInputError, HTTPServerRequest, RequestStartLine, ResponseStartLine
 from tornado.routing import URLSpec
+from tornado.testing import bind_unused_port
 
+from chat.refusals import Malformed
 from handlers.app import application
 from handlers.dispatch import host_name
-from handlers.http import JsonHandler
+from handlers.http import MAX_BODY, JsonHandler
+from handlers.serving import make_server
 from http1.exchange import Exchange, RequestContext
+from http1.headers import CheckedHeaders
 from http1.limits import Limits
 from http1.parser import RequestParser
 
@@ -109,3 +115,100 @@ def test_an_answer_in_one_piece_is_what_its_pieces_are(head: bytes, is_last: boo
             exchange.finish()
         written.append((carrier.written, exchange.keeps_alive, exchange.is_answered, carrier.answers))
     assert written[0] == written[1]
+
+
+class Telling(JsonHandler):
+    """Says what it was asked, at once."""
+
+    def get(self) -> None:
+        tell(self)
+
+    def put(self) -> None:
+        raise Malformed("body", "is wrong")
+
+
+class TellingLater(JsonHandler):
+    """The same after a while, within a time that only tasks can have."""
+
+    async def get(self) -> None:
+        async with asyncio.timeout(5):
+            await asyncio.sleep(0)
+        tell(self)
+
+    async def put(self) -> None:
+        await asyncio.sleep(0)
+        raise Malformed("body", "is wrong")
+
+
+def tell(handler: JsonHandler) -> None:
+    request = handler.request
+    headers = sorted(request.headers.get_all())
+    request.headers["Host"] = "spoilt"
+    body = handler.body().decode()
+    handler.reply(200, {"asked": [request.method, request.uri, request.host, headers], "body": body})
+
+
+def asking(line: bytes, *fields: bytes, body: bytes = b"", host: bytes = b"Host: x\r\n") -> bytes:
+    length = b"Content-Length: %d\r\n" % len(body) if body else b""
+    return b"%b\r\n%b%b%b\r\n%b" % (line, host, b"".join(field + b"\r\n" for field in fields), length, body)
+
+
+# What is asked, and whether it goes the short way once its head is known.
+ASKED = {
+    "at once": (asking(b"GET /now HTTP/1.1"), True),
+    "later": (asking(b"GET /later HTTP/1.1"), True),
+    "with a body": (asking(b"GET /later HTTP/1.1", body=b"hello"), True),
+    "a refusal at once": (asking(b"PUT /now HTTP/1.1"), True),
+    "a refusal later": (asking(b"PUT /later HTTP/1.1"), True),
+    "no method of the handler's": (asking(b"POST /now HTTP/1.1"), True),
+    "no method": (asking(b"BREW /now HTTP/1.1"), True),
+    "HEAD": (asking(b"HEAD /now HTTP/1.1"), True),
+    "the last one": (asking(b"GET /now HTTP/1.1", b"Connection: close"), True),
+    "HTTP/1.0": (asking(b"GET /now HTTP/1.0", b"Connection: keep-alive", host=b""), True),
+    "no host": (asking(b"GET /now HTTP/1.1", host=b""), False),
+    "two hosts": (asking(b"GET /now HTTP/1.1", b"Host: y"), None),
+    "a path that nobody has": (asking(b"GET /never HTTP/1.1"), False),
+    "a body that is too large": (asking(b"GET /now HTTP/1.1", body=b"x" * (MAX_BODY + 1)), False),
+}
+
+
+@pytest.mark.parametrize(("sent", "is_short"), ASKED.values(), ids=list(ASKED))
+@pytest.mark.gen_test
+async def test_what_is_taken_as_a_whole_has_the_answer_that_it_has_piece_by_piece(
+    sent: bytes, is_short: bool | None
+) -> None:
+    served = application([URLSpec("/now", Telling), URLSpec("/later", TellingLater)])
+    taken: list[bool | None] = []
+    take = served.take
+
+    def watched(exchange: Exchange, line: RequestStartLine, headers: CheckedHeaders, body: bytes) -> bool:
+        taken.append(None)
+        taken[-1] = take(exchange, line, headers, body)
+        return bool(taken[-1])
+
+    served.take = watched  # type: ignore[method-assign]
+    listening, port = bind_unused_port()
+    server = make_server(served, limits=Limits(linger=0.1, tick=0.05))
+    server.add_socket(listening)
+
+    first, second, third = [await answered(port, sent) for _ in range(3)]
+
+    assert first == second == third
+    # What comes too late for one reading is no whole.
+    assert taken == [is_short] * 2 or (not is_short and not taken)
+    server.stop()
+    await server.close_all_connections()
+
+
+async def answered(port: int, sent: bytes) -> bytes:
+    """All answers to a request, and to a last one behind it, without what differs each time."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    received = b""
+    async with asyncio.timeout(8):
+        writer.write(sent)
+        while b"\r\n\r\n" not in received and (piece := await reader.read(65536)):
+            received += piece
+        writer.write(asking(b"GET /never?last HTTP/1.1", b"Connection: close"))
+        received += await reader.read()
+    writer.close()
+    return re.sub(rb"(Date|X-Request-Id): [^\r]+", b"", received)

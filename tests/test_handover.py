@@ -18,11 +18,14 @@ import pytest
 import tornado.test
 from structlog.testing import capture_logs
 from tornado import web
+from tornado.httputil import RequestStartLine
 from tornado.testing import bind_unused_port
 
 from handlers.neighbours import neighbours, session_prefix
 from http1 import handover
+from http1.exchange import Exchange
 from http1.handover import Arrivals, Departures, Moved, Neighbours
+from http1.headers import CheckedHeaders
 from http1.server import Options, Server, make_server, tls_context
 from tests.conftest import until
 
@@ -44,12 +47,31 @@ class Echo(web.RequestHandler):
         self.write(self.request.body)
 
 
+class Taking(web.Application):
+    """An application that takes requests to `/here` and `/there` as a whole where it can, as `Echo` would."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__([("/.*", Echo, {"name": name})], log_function=lambda _: None)
+        self.name = name
+        self.taken: list[str] = []
+
+    def take(self, exchange: Exchange, line: RequestStartLine, _headers: CheckedHeaders, body: bytes) -> bool:
+        if body or line.path == "/anybody":
+            return False
+        self.taken.append(line.path)
+        context = exchange.context
+        told = {"by": self.name, "ip": context.remote_ip, "protocol": context.protocol}
+        exchange.answer(b"HTTP/1.1 200 OK\r\n", json.dumps(told).encode())
+        return True
+
+
 class Two(NamedTuple):
     """Two servers, of which the first one's connections are accepted; the other gets what it is given."""
 
     port: int
     here: Server
     there: Server
+    applications: dict[str, Taking]
 
 
 @contextlib.contextmanager
@@ -65,11 +87,12 @@ def ways() -> Iterator[tuple[Departures, Arrivals]]:
 @contextlib.asynccontextmanager
 async def two_servers(tls: ssl.SSLContext | None = None) -> AsyncIterator[Two]:
     listening, port = bind_unused_port()
+    applications: dict[str, Taking] = {}
     with ways() as (to_here, at_here), ways() as (to_there, at_there):
 
         def served(name: str, arrivals: Arrivals, other: str, departures: Departures) -> Server:
             whose = {f"/{other}": departures}.get
-            application = web.Application([("/.*", Echo, {"name": name})], log_function=lambda _: None)
+            application = applications[name] = Taking(name)
             options = Options(tls=tls, neighbours=Neighbours(arrivals, lambda target: whose(target)))
             return Server(application, options)
 
@@ -77,7 +100,7 @@ async def two_servers(tls: ssl.SSLContext | None = None) -> AsyncIterator[Two]:
         there = served("there", at_there, "here", to_here)
         here.add_sockets([listening])
         there.add_sockets([])
-        yield Two(port, here, there)
+        yield Two(port, here, there, applications)
         for server in (here, there):
             server.stop()
             await server.close_all_connections()
@@ -126,13 +149,16 @@ def tls(request: pytest.FixtureRequest) -> ssl.SSLContext | None:
 async def test_a_request_is_served_by_whoever_it_is_for(tls: ssl.SSLContext | None) -> None:
     async with two_servers(tls) as two, connected(two.port, tls) as (reader, writer):
         served = []
-        for path in ("/here", "/there", "/there", "/anybody", "/here", "/anybody", "/there"):
+        for path in ("/here", "/there", "/there", "/anybody", "/here", "/here", "/anybody", "/there"):
             writer.write(get(path))
             served.append(await told(reader))
 
     protocol = "http" if tls is None else "https"
-    assert [each["by"] for each in served] == ["here", "there", "there", "there", "here", "here", "there"]
+    assert [each["by"] for each in served] == ["here", "there", "there", "there", "here", "here", "here", "there"]
     assert {(each["ip"], each["protocol"]) for each in served} == {("127.0.0.1", protocol)}
+    # Those with a head that was there before, but for the one for which the connection came.
+    taken = {name: application.taken for name, application in two.applications.items()}
+    assert taken == {"here": ["/here"], "there": ["/there"]}
 
 
 @pytest.mark.gen_test

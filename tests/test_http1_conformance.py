@@ -7,19 +7,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h11
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tornado import web
+from tornado.httputil import (
+    HTTPConnection,
+    HTTPHeaders,
+    HTTPMessageDelegate,
+    HTTPServerConnectionDelegate,
+    RequestStartLine,
+)
 from tornado.ioloop import IOLoop
 from tornado.testing import bind_unused_port
 
+from http1.connection import Connection
+from http1.exchange import Exchange
+from http1.headers import CheckedHeaders
 from http1.limits import Limits
-from http1.parser import BadRequest, RequestParser
-from http1.server import Options, Parser, make_server
+from http1.parser import BadRequest, Head, Heads, RequestParser
+from http1.server import Options, Parser, Server, make_server
 
 HOST = b"Host: x\r\n"
 LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -276,9 +286,9 @@ async def test_the_bytes_are_answered_as_the_standard_says(row: Row, parser: Par
     assert await answers(port, row.sent + LAST) == expected
 
 
-def parsed(pieces: list[bytes]) -> list[object]:
+def parsed(pieces: list[bytes], heads: Heads | None = None) -> list[object]:
     """What the parser finds when bytes come in these pieces: heads, bodies, a refusal."""
-    parser = RequestParser(LIMITS)
+    parser = RequestParser(LIMITS, heads)
     found: list[object] = []
     rest, body = bytearray(), None
     for piece in pieces:
@@ -317,6 +327,161 @@ def test_however_the_bytes_are_cut_the_same_is_found(data: st.DataObject) -> Non
     pieces = [sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
 
     assert parsed(pieces) == parsed([sent])
+
+
+def warmed() -> Heads:
+    """What is remembered of all rows."""
+    heads = Heads()
+    for row in ROWS:
+        parsed([row.sent + LAST], heads)
+    return heads
+
+
+WARM = warmed()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_what_is_remembered_changes_nothing_however_the_bytes_are_cut(data: st.DataObject) -> None:
+    sent = b"".join(row.sent for row in data.draw(st.lists(st.sampled_from(ROWS), min_size=1, max_size=4))) + LAST
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(sent) - 1), max_size=8)))
+    pieces = [sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+
+    assert parsed(pieces, WARM) == parsed([sent])
+
+
+def test_every_row_is_the_same_when_its_heads_are_remembered() -> None:
+    for row in ROWS:
+        assert parsed([row.sent + LAST], WARM) == parsed([row.sent + LAST]), row.name
+    assert WARM.get(get()) is not None
+
+
+def test_what_was_searched_and_received_of_one_request_is_not_of_the_next() -> None:
+    long = get(b"A: %b" % (b"b" * 100))
+    assert parsed([long[:-1], long[-1:] + get() + LAST]) == parsed([long + get() + LAST])
+
+    parser = RequestParser(Limits(body_size=8, head_size=64))
+    for _ in range(2):
+        head = parser.head(sent := chunked(b"8\r\n12345678\r\n0\r\n\r\n"))
+        assert head is not None
+        assert parser.body(sent[head.size :])[0] == b"12345678"
+
+
+class Forgetful(Heads):
+    """Remembers nothing."""
+
+    def remember(self, data: bytes, head: Head) -> None:
+        pass
+
+
+class Kept(asyncio.Transport):
+    """A client that is not there: keeps what it is sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.is_closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    abort = close
+
+
+class Whole(HTTPServerConnectionDelegate):
+    """An application that answers what it understood, takes what is there as a whole, and spoils the headers then."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:  # noqa: ARG002
+        assert isinstance(request_conn, Exchange)
+        return Piecemeal(request_conn)
+
+    def on_close(self, server_conn: object) -> None:
+        pass
+
+    def take(self, exchange: Exchange, line: RequestStartLine, headers: CheckedHeaders, body: bytes) -> bool:
+        if line.method == "BREW":
+            return False
+        self.taken += 1
+        say(exchange, line, headers, body)
+        return True
+
+
+class Piecemeal(HTTPMessageDelegate):
+    """The same for a request that comes piece by piece."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.body = b""
+
+    def headers_received(self, start_line: Any, headers: HTTPHeaders) -> None:
+        self.line, self.headers = start_line, headers
+
+    def data_received(self, chunk: bytes) -> None:
+        self.body += chunk
+
+    def finish(self) -> None:
+        say(self.exchange, self.line, self.headers, self.body)
+
+
+def say(exchange: Exchange, line: RequestStartLine, headers: HTTPHeaders, body: bytes) -> None:
+    exchange.answer(b"HTTP/1.1 200 OK\r\n", repr((line, sorted(headers.get_all()), body)).encode())
+    headers["Host"] = "spoilt"
+    headers.add("Spoilt", "yes")
+
+
+def served(pieces: list[bytes], heads: Heads) -> tuple[list[bytes], bool, int]:
+    """What a connection answers to these pieces, whether it closes, and how many requests were taken as a whole."""
+
+    async def serve() -> tuple[list[bytes], bool, int]:
+        application = Whole()
+        server = Server(application, Options(limits=LIMITS))
+        server.heads = heads
+        connection, transport = Connection(server, ("127.0.0.1", 1), "http"), Kept()
+        connection.connection_made(transport)
+        for piece in pieces:
+            connection.data_received(piece)
+        await asyncio.sleep(0)
+        lines = [line for line in transport.written.split(b"\r\n") if not line.startswith(b"Date:")]
+        return lines, transport.is_closed, application.taken
+
+    return asyncio.run(serve())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_what_is_taken_as_a_whole_is_answered_as_what_comes_in_pieces(data: st.DataObject) -> None:
+    requests = [row.sent for row in data.draw(st.lists(st.sampled_from(ROWS), min_size=1, max_size=4))]
+    sent = b"".join(requests)
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(sent) - 1)), max_size=4)))
+    cut = [sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+
+    expected = served([sent], Forgetful())[:2]
+    assert served(cut, WARM)[:2] == expected
+    assert served(requests, WARM)[:2] == expected
+
+
+def test_a_request_with_a_known_head_is_taken_as_a_whole_and_has_headers_of_its_own() -> None:
+    requests = [get(), post(b"hello", b"Content-Length: 5"), get(), get(line=b"BREW /a HTTP/1.1"), get() + get()]
+
+    lines, closed, taken = served(requests, WARM)
+
+    assert (closed, taken) == (False, 3)
+    assert (lines, closed) == served([b"".join(requests)], Forgetful())[:2]
 
 
 def test_byte_by_byte_the_same_is_found() -> None:

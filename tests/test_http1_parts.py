@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tornado.httputil import HTTPHeaders, HTTPInputError
 
 from http1.headers import CheckedHeaders
+from http1.limits import Limits
+from http1.parser import Heads, RequestParser
 from http1.wheel import Wheel
 from tests.conftest import until
 
@@ -48,6 +50,69 @@ def test_headers_can_be_changed_as_tornado_s_own() -> None:
     assert not headers
     with pytest.raises(HTTPInputError):
         headers.add("C", "a\r\nb")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(NAMES, VALUES)), st.booleans(), st.sampled_from(["set", "add", "delete", "list"]), NAMES)
+def test_a_copy_of_headers_and_what_it_is_a_copy_of_do_not_change_each_other(
+    lines: list[tuple[str, str]], changes_copy: bool, how: str, name: str
+) -> None:
+    headers = CheckedHeaders()
+    for each, value in lines:
+        headers.append(each.encode(), value.encode())
+    before = list(headers.get_all())
+    copied = headers.copy()
+    changed, other = (copied, headers) if changes_copy else (headers, copied)
+
+    match how:
+        case "set":
+            changed[name] = "new"
+        case "add":
+            changed.add(name, "new")
+        case "delete":
+            changed.pop(name, None)
+        case _:
+            changed.get_list(name).append("new")
+
+    assert list(other.get_all()) == before
+    assert list(other.copy().get_all()) == before
+
+
+USUAL = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "is_kept"),
+    [
+        (USUAL, True),
+        (USUAL + b"Authorization: Bearer secret\r\n", False),
+        (USUAL + b"Proxy-Authorization: Basic secret\r\n", False),
+        (USUAL + b"cookie: secret\r\n", False),
+        (USUAL + b"X-Api-Key: secret\r\n", False),
+        (USUAL.replace(b"/a", b"/a?k=secret"), False),
+        (USUAL + b"Expect: 100-continue\r\n", False),
+        (USUAL + b"Connection: upgrade\r\nUpgrade: websocket\r\n", False),
+        (b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n", False),
+        (USUAL + b"User-Agent: %b\r\n" % (b"a" * 1024), False),
+        (b"\r\n" + USUAL, False),
+    ],
+)
+def test_only_ordinary_heads_without_secrets_are_remembered(head: bytes, is_kept: bool) -> None:
+    heads = Heads()
+    found = RequestParser(Limits(), heads).head(head + b"\r\nhello")
+
+    assert found is not None
+    assert heads.get(head + b"\r\nhello") is (found if is_kept else None)
+
+
+def test_only_so_many_heads_are_remembered_and_the_last_ones() -> None:
+    heads = Heads()
+    sent = [b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(3000)]
+    for data in sent:
+        RequestParser(Limits(), heads).head(data)
+
+    kept = [data for data in sent if heads.get(data) is not None]
+    assert kept == sent[-2048:]
 
 
 class Item:

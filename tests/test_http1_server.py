@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import errno
 import json
+import re
 import resource
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -473,16 +476,16 @@ async def test_a_handler_that_fails_leaves_no_connection_hanging(parser: Parser,
 
 @pytest.mark.gen_test
 async def test_what_is_no_request_is_answered_in_the_application_s_words() -> None:
-    def words(status: int) -> tuple[str, bytes]:
-        return "application/json", json.dumps({"message": status}).encode()
+    def words(status: int) -> tuple[Mapping[str, str], bytes]:
+        return {"Content-Type": "application/json", "X-A": "b"}, json.dumps({"message": status}).encode()
 
     async with serving(error_answer=words) as place:
         received = await place.ask(b"rubbish\r\n\r\n")
 
-    assert received == (
-        b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
-        b'Content-Length: 16\r\nConnection: close\r\n\r\n{"message": 400}'
-    )
+    before, date, after = re.split(rb"Date: ([^\r]+)\r\n", received)
+    assert before == b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nX-A: b\r\n"
+    assert after == b'Content-Length: 16\r\nConnection: close\r\n\r\n{"message": 400}'
+    assert abs(parsedate_to_datetime(date.decode()).timestamp() - time.time()) < 60
 
 
 # --- Limits ----------------------------------------------------------------------------------------------------------

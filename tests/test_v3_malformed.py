@@ -539,13 +539,14 @@ async def test_what_is_no_http_is_refused_and_harms_nobody(raw: bytes, status: i
 
     answer = await server.wire.exchange(raw)
 
-    # It is answered before there is a request: so there is no request id, and with Tornado's parser no JSON either.
+    # It is answered before there is a request, with Tornado's parser in no words of ours.
     if PARSER == "tornado":
         assert answer == b"HTTP/1.1 400 Bad Request\r\n\r\n"
     else:
         refusal = parsed(answer)
         assert refusal.status == status
         assert refusal.headers["Connection"] == "close"
+        assert {"Date", "X-Request-Id"} <= refusal.headers.keys()
         assert list(refusal.body) == ["message"]
     assert await server.world.log.head() == before
     assert (await server.ann.does("getmessagesforeveryone", count=1)).status == 200
