@@ -383,7 +383,8 @@ class Commands:
     async def check_may_speak(self, account: Account, at: datetime | None = None) -> None:
         """Refuses what somebody says who is banned or silenced, or was silenced still at another time than now."""
         found = await self._models.restrictions(account.account_id)
-        silenced_for = rules.silence_left(found.silenced_until, self._now() if at is None else at)
+        until = found.silenced_until
+        silenced_for = 0 if until is None else rules.silence_left(until, self._now() if at is None else at)
         rules.check_may_speak(is_banned=found.is_banned, silenced_for=silenced_for)
 
     async def check_not_banned(self, account: Account) -> None:

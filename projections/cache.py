@@ -21,6 +21,10 @@ class Cache(Generic[K, V]):
         self._kept: dict[K, V] = {}
         self._forgettings = 0
 
+    def kept(self, key: K) -> V | None:
+        """The kept answer for `key`, if there is one: whoever looks here first makes no query for nothing."""
+        return self._kept.get(key)
+
     async def get(self, key: K, query: Callable[[], Awaitable[V | None]]) -> V | None:
         """The kept answer for `key`, or that of `query`."""
         kept = self._kept.get(key)

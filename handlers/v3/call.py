@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 from chat.commands import Account, Commands
 from handlers.services import Services
@@ -15,8 +16,7 @@ from projections.reading import Reading
 B_co = TypeVar("B_co", bound=Body, covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[B_co]):
+class Call(msgspec.Struct, Generic[B_co], frozen=True, gc=False):
     """One request, decoded and checked: its body, the request's id and the caller's address.
 
     `account` is who calls, where that is known before the call: on a registered connection.
