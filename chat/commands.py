@@ -398,18 +398,18 @@ class Commands:
             return True
         return await self._models.is_member(channel.channel_id, account.account_id)
 
-    async def _record_message(
+    def _record_message(
         self,
         account: Account,
         correlation_id: str,
         idempotency_key: str | None,
         sent: events.MessageSent | events.DirectMessageSent,
         *more: events.Event,
-    ) -> Appended:
+    ) -> Awaitable[Appended]:
         # A stream for each message: no two writers ever meet in one, and its whole life stands there together.
         write = StreamWrite(new_message_stream(), [event.recorded_form() for event in (sent, *more)])
         command_id = command_id_of(account, type(sent).__name__, idempotency_key)
-        return await self._log.append(write, context=Context(account.account_id, correlation_id), command_id=command_id)
+        return self._log.append(write, context=Context(account.account_id, correlation_id), command_id=command_id)
 
     def _sealed(self, address: str | None) -> str | None:
         return None if address is None else self._seal.seal(address)

@@ -162,17 +162,20 @@ class Writer:
         self._connection: Connection | None = None
         self._closing = False
 
-    async def append(self, writes: Sequence[StreamWrite], context: Context, command_id: str | None = None) -> Appended:
-        """Appends the writes together or not at all, and returns once they are committed.
+    def append(
+        self, writes: Sequence[StreamWrite], context: Context, command_id: str | None = None
+    ) -> asyncio.Future[Appended]:
+        """Appends the writes together or not at all; the future tells once they are committed.
 
-        Raises `WrongVersion`, `InvalidEvent`, `LogUnavailable`, or `LogError` for what the database refuses.
+        It is told `WrongVersion`, `LogUnavailable`, or `LogError` for what the database refuses. Raises `InvalidEvent`
+        and `LogUnavailable` where that is plain at once.
         """
         pending = _Pending(writes, context, command_id)
         if not self.connected:
             raise LogUnavailable("the log cannot be reached")
         self._queue.append(pending)
         self._arrived.set()
-        return await pending.future
+        return pending.future
 
     @property
     def connected(self) -> bool:

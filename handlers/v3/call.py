@@ -42,9 +42,7 @@ class Call(msgspec.Struct, Generic[B_co], frozen=True, gc=False):
 
 async def account_of(call: Call[WithToken]) -> Account:
     """The account whose token the call carries; refuses an invalid one."""
-    if call.account is not None:
-        return call.account
-    return await call.commands.authenticate(call.body.token)
+    return call.account or (await call.services.commands.bearer(call.body.token)).account
 
 
 # An endpoint: from a call to its answer. It raises `Refused`, `Malformed`, `TooMany` for others to put into words.
