@@ -49,9 +49,9 @@ class ReadModels:
         self.deliveries = Deliveries(log.reader)
         self.bridges = Bridges(log.reader)
         self.discord_users = DiscordUsers(log.reader)
-        self._accounts_by_id: Cache[int, Account] = Cache(cached)
-        self._accounts_by_name: Cache[str, Account] = Cache(cached)
-        self._bearers: Cache[str, Bearer] = Cache(cached)
+        self._accounts_by_id: Cache[int, Account] = Cache(cached, _id_of)
+        self._accounts_by_name: Cache[str, Account] = Cache(cached, _id_of)
+        self._bearers: Cache[str, Bearer] = Cache(cached, lambda bearer: bearer.account.account_id)
         self._channels_by_name: Cache[str, Channel] = Cache(cached)
         self._channels_by_id: Cache[int, Channel] = Cache(cached)
         self._memberships: Cache[tuple[int, int], bool] = Cache(cached)
@@ -191,20 +191,21 @@ class ReadModels:
     def _forget(self, events: Sequence[RecordedEvent]) -> None:
         for event in events:
             if event.type in _ENDING_TOKENS and event.data is not None:
-                self._end_tokens(event.body()["account_id"])
+                self._bearers.forget(event.body()["account_id"])
             elif event.type in RESTRICTING:
                 # They are rare, so it does no harm that everybody's are asked for again.
-                self._restrictions.forget(lambda _: True)
+                self._restrictions.clear()
                 if event.type == ERASED:
                     self._erase(event.body()["account_id"])
             elif event.type in BRIDGING:
-                self._bridges.forget(lambda _: True)
+                self._bridges.clear()
 
     def _erase(self, account_id: int | None) -> None:
         if account_id is not None:
-            self._end_tokens(account_id)
-            self._accounts_by_id.forget(lambda account: account.account_id == account_id)
-            self._accounts_by_name.forget(lambda account: account.account_id == account_id)
+            self._bearers.forget(account_id)
+            self._accounts_by_id.forget(account_id)
+            self._accounts_by_name.forget(account_id)
 
-    def _end_tokens(self, account_id: int) -> None:
-        self._bearers.forget(lambda bearer: bearer.account.account_id == account_id)
+
+def _id_of(account: Account) -> int:
+    return account.account_id
