@@ -383,7 +383,8 @@ class Commands:
     async def check_may_speak(self, account: Account, at: datetime | None = None) -> None:
         """Refuses what somebody says who is banned or silenced, or was silenced still at another time than now."""
         found = await self._models.restrictions(account.account_id)
-        silenced_for = rules.silence_left(found.silenced_until, self._now() if at is None else at)
+        until = found.silenced_until
+        silenced_for = 0 if until is None else rules.silence_left(until, self._now() if at is None else at)
         rules.check_may_speak(is_banned=found.is_banned, silenced_for=silenced_for)
 
     async def check_not_banned(self, account: Account) -> None:
@@ -397,18 +398,18 @@ class Commands:
             return True
         return await self._models.is_member(channel.channel_id, account.account_id)
 
-    async def _record_message(
+    def _record_message(
         self,
         account: Account,
         correlation_id: str,
         idempotency_key: str | None,
         sent: events.MessageSent | events.DirectMessageSent,
         *more: events.Event,
-    ) -> Appended:
+    ) -> Awaitable[Appended]:
         # A stream for each message: no two writers ever meet in one, and its whole life stands there together.
         write = StreamWrite(new_message_stream(), [event.recorded_form() for event in (sent, *more)])
         command_id = command_id_of(account, type(sent).__name__, idempotency_key)
-        return await self._log.append(write, context=Context(account.account_id, correlation_id), command_id=command_id)
+        return self._log.append(write, context=Context(account.account_id, correlation_id), command_id=command_id)
 
     def _sealed(self, address: str | None) -> str | None:
         return None if address is None else self._seal.seal(address)

@@ -8,6 +8,7 @@ Events speak of people and channels by id: names stand only where they were give
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, ClassVar
 
 import msgspec
@@ -380,7 +381,14 @@ def decode(recorded: RecordedEvent) -> Event | None:
     schema_then = recorded.schema()
     if schema_then > kind.SCHEMA:
         raise LogError(f"event {recorded.position} has a newer shape of {recorded.type} than this version knows")
+    if schema_then == kind.SCHEMA:
+        return _decoder(kind).decode(recorded.data)
     body = recorded.body()
     for schema in range(schema_then, kind.SCHEMA):
         body = UPCASTERS[recorded.type, schema](body)
     return msgspec.convert(body, kind)
+
+
+@cache
+def _decoder(kind: type[Event]) -> msgspec.json.Decoder[Event]:
+    return msgspec.json.Decoder(kind)

@@ -28,7 +28,8 @@ def encode(value: Any) -> bytes:
         if not _is_flat(kind):
             _refuse_floats(msgspec.to_builtins(value, str_keys=True))
         # The escape may be part of a longer one (an escaped backslash, then u0000): it only calls for a closer look.
-        if b"\\u0000" in text:
+        # One byte is found six times as fast as six are, and most texts have no escape at all.
+        if b"\\" in text and b"\\u0000" in text:
             _refuse_nul(msgspec.json.decode(text))
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidEvent(f"not representable as canonical JSON: {error}") from error

@@ -82,8 +82,11 @@ class RecordedEvent(msgspec.Struct, frozen=True, gc=False):
 
     def schema(self) -> int:
         """The version of the shape that `data` has."""
-        return msgspec.json.decode(self.metadata, type=_Schema).schema
+        return _schema_of(self.metadata).schema
 
 
-class _Schema(msgspec.Struct):
+class _Schema(msgspec.Struct, gc=False):
     schema: int = 1
+
+
+_schema_of = msgspec.json.Decoder(_Schema).decode

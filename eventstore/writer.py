@@ -15,6 +15,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 import structlog
@@ -66,9 +67,13 @@ _Row = tuple[str, int, str, bytes, bytes]
 
 
 class _Pending:
-    """An append that waits for its commit."""
+    """An append that waits for its commit.
 
-    __slots__ = ("bytes", "command_id", "future", "rows", "writes")
+    `needs_versions` tells whether a stream's version must be looked up: it is taken as it is, or it must be there
+    already. A stream that must be new needs no look: the unique pair (stream, version) tells when it is not.
+    """
+
+    __slots__ = ("bytes", "command_id", "future", "needs_versions", "rows", "writes")
 
     def __init__(self, writes: Sequence[StreamWrite], context: Context, command_id: str | None) -> None:
         self.writes = writes
@@ -76,26 +81,23 @@ class _Pending:
         self.future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         self.rows: list[_Row] = []
         self.bytes = 0
+        self.needs_versions = False
         for write in writes:
-            stream = write.stream
+            stream, version = write.stream, write.expected_version
             _check_name("stream", stream)
+            if version != 0:
+                self.needs_versions = True
+                version = version or 0
             if not write.events:
                 raise InvalidEvent(f"a write needs at least one event, and that to {stream} has none")
-            for version, event in enumerate(write.events, start=(write.expected_version or 0) + 1):
-                _check_name("type", event.type)
+            for event in write.events:
+                version += 1
+                _check_type(event.type)
                 metadata = _metadata(context, command_id, event.schema)
                 self.rows.append((stream, version, event.type, event.data, metadata))
                 self.bytes += len(event.data) + len(metadata)
         if not self.rows:
             raise InvalidEvent("an append needs at least one event")
-
-    @property
-    def needs_versions(self) -> bool:
-        """Whether a stream's version must be looked up: it is taken as it is, or it must be there already.
-
-        A stream that must be new needs no look: the unique pair (stream, version) tells when it is not.
-        """
-        return any(write.expected_version != 0 for write in self.writes)
 
     def settle(self, current: dict[str, int]) -> None:
         """Gives each event its version, from where the streams stand now; `current` moves on with them.
@@ -129,6 +131,12 @@ def _check_name(what: str, name: str) -> None:
         raise InvalidEvent(f"a {what} is named by 1 to 200 characters of A-Z a-z 0-9 _ . : / -, not {name!r}")
 
 
+# There are few types, and each of them comes again and again.
+@lru_cache(1024)
+def _check_type(name: str) -> None:
+    _check_name("type", name)
+
+
 def _metadata(context: Context, command_id: str | None, schema: int) -> bytes:
     return canonical.encode(
         _Metadata(context.actor, command_id or msgspec.UNSET, context.correlation_id, new_id(), schema)
@@ -154,17 +162,20 @@ class Writer:
         self._connection: Connection | None = None
         self._closing = False
 
-    async def append(self, writes: Sequence[StreamWrite], context: Context, command_id: str | None = None) -> Appended:
-        """Appends the writes together or not at all, and returns once they are committed.
+    def append(
+        self, writes: Sequence[StreamWrite], context: Context, command_id: str | None = None
+    ) -> asyncio.Future[Appended]:
+        """Appends the writes together or not at all; the future tells once they are committed.
 
-        Raises `WrongVersion`, `InvalidEvent`, `LogUnavailable`, or `LogError` for what the database refuses.
+        It is told `WrongVersion`, `LogUnavailable`, or `LogError` for what the database refuses. Raises `InvalidEvent`
+        and `LogUnavailable` where that is plain at once.
         """
         pending = _Pending(writes, context, command_id)
         if not self.connected:
             raise LogUnavailable("the log cannot be reached")
         self._queue.append(pending)
         self._arrived.set()
-        return await pending.future
+        return pending.future
 
     @property
     def connected(self) -> bool:

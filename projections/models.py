@@ -49,9 +49,9 @@ class ReadModels:
         self.deliveries = Deliveries(log.reader)
         self.bridges = Bridges(log.reader)
         self.discord_users = DiscordUsers(log.reader)
-        self._accounts_by_id: Cache[int, Account] = Cache(cached)
-        self._accounts_by_name: Cache[str, Account] = Cache(cached)
-        self._bearers: Cache[str, Bearer] = Cache(cached)
+        self._accounts_by_id: Cache[int, Account] = Cache(cached, _id_of)
+        self._accounts_by_name: Cache[str, Account] = Cache(cached, _id_of)
+        self._bearers: Cache[str, Bearer] = Cache(cached, lambda bearer: bearer.account.account_id)
         self._channels_by_name: Cache[str, Channel] = Cache(cached)
         self._channels_by_id: Cache[int, Channel] = Cache(cached)
         self._memberships: Cache[tuple[int, int], bool] = Cache(cached)
@@ -86,7 +86,8 @@ class ReadModels:
         if not self._log.ready:
             # Another process may have ended the token without our hearing of it.
             return await self.tokens.bearer(digest)
-        return await self._bearers.get(digest, lambda: self.tokens.bearer(digest))
+        kept = self._bearers.kept(digest)
+        return kept if kept is not None else await self._bearers.get(digest, lambda: self.tokens.bearer(digest))
 
     async def token_of(self, account_id: int) -> IssuedToken | None:
         """The account's newest token."""
@@ -98,7 +99,9 @@ class ReadModels:
             return UNRESTRICTED
         if not self._log.ready:
             return await self.restrictions_now(account_id)
-        found = await self._restrictions.get(account_id, lambda: self.moderation.restrictions(account_id))
+        found = self._restrictions.kept(account_id)
+        if found is None:
+            found = await self._restrictions.get(account_id, lambda: self.moderation.restrictions(account_id))
         return found or UNRESTRICTED
 
     async def restrictions_now(self, account_id: int) -> Restrictions:
@@ -107,7 +110,8 @@ class ReadModels:
 
     async def channel_by_name(self, safe: str) -> Channel | None:
         """The channel of this safe name."""
-        return await self._channels_by_name.get(safe, lambda: self.channels.by_name(safe))
+        kept = self._channels_by_name.kept(safe)
+        return kept if kept is not None else await self._channels_by_name.get(safe, lambda: self.channels.by_name(safe))
 
     async def channel_by_id(self, channel_id: int) -> Channel | None:
         """The channel of this id."""
@@ -115,11 +119,14 @@ class ReadModels:
 
     async def is_member(self, channel_id: int, account_id: int) -> bool:
         """Whether the account is a member of the channel."""
+        key = channel_id, account_id
+        if self._memberships.kept(key):
+            return True
 
         async def query() -> bool | None:
             return await self.channels.is_member(channel_id, account_id) or None
 
-        return await self._memberships.get((channel_id, account_id), query) or False
+        return await self._memberships.get(key, query) or False
 
     async def is_verified(self, account_id: int) -> bool:
         """Whether the account has registered a connection before."""
@@ -139,7 +146,9 @@ class ReadModels:
 
     async def bridge_of(self, channel_id: int) -> Bridge | None:
         """The bridge of a channel, as far as this process has heard; its `read_through` may be an older one."""
-        return (await self._bridges_heard_of()).get(channel_id)
+        # Another process may have made or undone one without our hearing of it, while the log is not ready.
+        kept = self._bridges.kept("all") if self._log.ready else None
+        return (kept if kept is not None else await self._bridges_heard_of()).get(channel_id)
 
     async def bridge_to(self, discord_channel_id: int) -> Bridge | None:
         """The bridge to a channel of Discord, likewise."""
@@ -182,20 +191,21 @@ class ReadModels:
     def _forget(self, events: Sequence[RecordedEvent]) -> None:
         for event in events:
             if event.type in _ENDING_TOKENS and event.data is not None:
-                self._end_tokens(event.body()["account_id"])
+                self._bearers.forget(event.body()["account_id"])
             elif event.type in RESTRICTING:
                 # They are rare, so it does no harm that everybody's are asked for again.
-                self._restrictions.forget(lambda _: True)
+                self._restrictions.clear()
                 if event.type == ERASED:
                     self._erase(event.body()["account_id"])
             elif event.type in BRIDGING:
-                self._bridges.forget(lambda _: True)
+                self._bridges.clear()
 
     def _erase(self, account_id: int | None) -> None:
         if account_id is not None:
-            self._end_tokens(account_id)
-            self._accounts_by_id.forget(lambda account: account.account_id == account_id)
-            self._accounts_by_name.forget(lambda account: account.account_id == account_id)
+            self._bearers.forget(account_id)
+            self._accounts_by_id.forget(account_id)
+            self._accounts_by_name.forget(account_id)
 
-    def _end_tokens(self, account_id: int) -> None:
-        self._bearers.forget(lambda bearer: bearer.account.account_id == account_id)
+
+def _id_of(account: Account) -> int:
+    return account.account_id

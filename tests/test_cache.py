@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from projections.cache import Cache
 
@@ -102,26 +104,74 @@ async def test_many_at_once_do_not_make_it_larger_than_its_size() -> None:
 
 
 @pytest.mark.gen_test
-async def test_forgetting_drops_the_unwanted_answers_and_only_those() -> None:
-    cache: Cache[str, str] = Cache(5)
-    for key in ("a", "b", "c"):
-        await cache.get(key, Question(key))
+async def test_forgetting_drops_the_answers_about_its_subject_and_only_those() -> None:
+    cache: Cache[str, str] = Cache(5, lambda answer: answer[0])
+    for key, answer in {"a": "alice", "b": "bob", "c": "carol", "d": "bert"}.items():
+        await cache.get(key, Question(answer))
 
-    cache.forget(lambda answer: answer == "b")
+    cache.forget("b")
 
-    assert await cache.get("a", never("a")) == "a"
-    assert await cache.get("c", never("c")) == "c"
+    assert await cache.get("a", never("a")) == "alice"
+    assert await cache.get("c", never("c")) == "carol"
     assert await cache.get("b", Question("new")) == "new"
+    assert await cache.get("d", Question("new")) == "new"
+
+
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("get"), st.integers(0, 5), st.integers(0, 3)),
+            st.tuples(st.just("forget"), st.just(0), st.integers(0, 3)),
+            st.tuples(st.just("clear"), st.just(0), st.just(0)),
+        )
+    ),
+    size=st.integers(1, 4),
+)
+def test_whatever_was_kept_pushed_out_and_forgotten_it_keeps_what_a_plain_one_would(
+    steps: list[tuple[str, int, int]], size: int
+) -> None:
+    async def walk() -> None:
+        cache: Cache[int, str] = Cache(size, lambda answer: int(answer))
+        plain: dict[int, str] = {}
+        for what, key, subject in steps:
+            if what == "get":
+                await cache.get(key, Question(str(subject)))
+                if key not in plain and len(plain) == size:
+                    del plain[next(iter(plain))]
+                plain.setdefault(key, str(subject))
+            elif what == "forget":
+                cache.forget(subject)
+                plain = {key: answer for key, answer in plain.items() if answer != str(subject)}
+            else:
+                cache.clear()
+                plain = {}
+            assert {key: cache.kept(key) for key in range(6) if cache.kept(key)} == plain
+
+    asyncio.run(walk())
 
 
 @pytest.mark.gen_test
-async def test_an_answer_that_was_under_way_when_something_was_forgotten_is_given_but_not_kept() -> None:
-    cache: Cache[str, str] = Cache(5)
+async def test_one_that_was_cleared_asks_again() -> None:
+    cache: Cache[str, str] = Cache(2)
+    await cache.get("key", Question("old"))
+
+    cache.clear()
+
+    assert cache.kept("key") is None
+    assert await cache.get("key", Question("new")) == "new"
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("forget", [lambda cache: cache.forget("of something else"), Cache.clear])
+async def test_an_answer_that_was_under_way_when_something_was_forgotten_is_given_but_not_kept(
+    forget: Callable[[Cache[str, str]], None],
+) -> None:
+    cache: Cache[str, str] = Cache(5, lambda answer: answer)
     slow = SlowQuestion("out of date")
     asking = asyncio.create_task(cache.get("key", slow))
     await slow.started.wait()
 
-    cache.forget(lambda answer: answer == "out of date")
+    forget(cache)
     slow.go_on.set()
 
     assert await asking == "out of date"

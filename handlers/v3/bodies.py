@@ -203,8 +203,9 @@ class Decoder(msgspec.Struct, frozen=True):
             raise Malformed("body", f"is not valid JSON ({error})") from None
         except RecursionError:
             raise Malformed("body", "is nested too deeply") from None
-        # JSON text holds no NUL but in this escape; looking for it is cheaper than looking into every text.
-        if b"\\u0000" in raw:
+        # JSON text holds no NUL but in this escape; looking for it is cheaper than looking into every text. So is
+        # looking for any escape first: one byte is found much faster than six are.
+        if b"\\" in raw and b"\\u0000" in raw:
             _refuse_nul(body)
         body.check()
         return body

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 from chat.commands import Account, Commands
 from handlers.services import Services
@@ -15,8 +16,7 @@ from projections.reading import Reading
 B_co = TypeVar("B_co", bound=Body, covariant=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[B_co]):
+class Call(msgspec.Struct, Generic[B_co], frozen=True, gc=False):
     """One request, decoded and checked: its body, the request's id and the caller's address.
 
     `account` is who calls, where that is known before the call: on a registered connection.
@@ -42,9 +42,7 @@ class Call(Generic[B_co]):
 
 async def account_of(call: Call[WithToken]) -> Account:
     """The account whose token the call carries; refuses an invalid one."""
-    if call.account is not None:
-        return call.account
-    return await call.commands.authenticate(call.body.token)
+    return call.account or (await call.services.commands.bearer(call.body.token)).account
 
 
 # An endpoint: from a call to its answer. It raises `Refused`, `Malformed`, `TooMany` for others to put into words.
