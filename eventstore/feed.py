@@ -87,6 +87,26 @@ class Feed:
                 after = batch[-1].position
                 yield batch
 
+    async def reached(self, position: int, seconds: float) -> bool:
+        """Whether everything up to `position` is published within `seconds`; False at once while nobody listens.
+
+        What is published by then was already told to all subscribers.
+        """
+        if self.last >= position:
+            return True
+        if not self.listening.is_set():
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                while self.last < position:
+                    await self._news()
+        except TimeoutError:
+            # A notification was lost, or the listener is gone and does not know it yet. Not before: most often the
+            # process's own commit is just about to be offered, and need not be read.
+            self._woken.set()
+            return False
+        return True
+
     async def run(self) -> None:
         """Listens for other processes' commits until cancelled, and reconnects with backoff."""
         backoff = Backoff()

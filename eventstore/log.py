@@ -11,6 +11,7 @@ from typing import Self
 
 import sqlalchemy as sa
 
+from eventstore.barrier import ReadBarrier
 from eventstore.erasure import ERASED
 from eventstore.errors import LogError
 from eventstore.events import Appended, Context, RecordedEvent, StreamWrite
@@ -81,6 +82,7 @@ class EventLog:
     ) -> None:
         self.reader = Reader(conninfo, size=readers)
         self._feed = Feed(conninfo, self.read, poll_seconds=poll_seconds)
+        self._barrier = ReadBarrier(self.head, self._feed)
         self._writer = Writer(conninfo, projections, on_commit=self._feed.offer) if writable else None
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
@@ -88,6 +90,7 @@ class EventLog:
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.reader)
+            stack.push_async_callback(self._barrier.close)
             if self._writer is not None:
                 await self._writer.connect()
                 stack.push_async_callback(self._writer.close)
@@ -179,6 +182,14 @@ class EventLog:
         See `Feed.subscribe` for what it may rely on; who needs order and every event exactly once uses `follow`.
         """
         self._feed.subscribe(subscriber)
+
+    async def caught_up(self) -> bool:
+        """Whether subscribers were told all that was committed, by any process, before this call.
+
+        Then what they keep is as new as what a query would find. False after a short wait for it: ask the database.
+        Raises `LogUnavailable`.
+        """
+        return await self._barrier.caught_up()
 
     @property
     def ready(self) -> bool:

@@ -111,7 +111,7 @@ class JsonHandler(web.RequestHandler):
         """Adds a header to those that every answer has, or puts it in the place of one."""
         self._more[name] = str(value)
 
-    def reply(self, status: int, body: dict[str, Any]) -> None:
+    def reply(self, status: int, body: dict[str, Any] | msgspec.Raw) -> None:
         """Sends the answer."""
         self._status = status
         self.finish(_encoder.encode(body))

@@ -23,6 +23,7 @@ from projections.channels import Channels
 from projections.deliveries import Deliveries
 from projections.discord_users import DiscordUsers
 from projections.dms import DirectMessages
+from projections.lists import Lists
 from projections.messages import Messages
 from projections.moderation import RESTRICTING, Moderations
 from projections.presence import Presence
@@ -49,6 +50,7 @@ class ReadModels:
         self.deliveries = Deliveries(log.reader)
         self.bridges = Bridges(log.reader)
         self.discord_users = DiscordUsers(log.reader)
+        self.lists = Lists(log, self.channels, self.messages, self.dms)
         self._accounts_by_id: Cache[int, Account] = Cache(cached, _id_of)
         self._accounts_by_name: Cache[str, Account] = Cache(cached, _id_of)
         self._bearers: Cache[str, Bearer] = Cache(cached, lambda bearer: bearer.account.account_id)

@@ -39,10 +39,10 @@ from eventstore.integrity.inspection import inspect
 from eventstore.log import EventLog
 from eventstore.rebuild import check
 from projections.models import ReadModels
-from projections.reading import Reading
 from projections.traces import Traces
 from tests import tables
 from tests.conftest import OPERATOR, until
+from tests.decoded import Decoded
 from tests.listeners import Chat, own_chat
 from tests.servers import Server
 from tests.tampering import COLUMNS, leaf_hash_of
@@ -329,9 +329,9 @@ async def test_an_erased_account_can_do_nothing_and_others_see_no_name(
     assert await refused(world.moderation.ban(world.operator, NAME, "", "c")) is Reason.USER_NOT_FOUND
     assert await models.account_by_id(person.account_id) is None
     assert await models.account_by_name("zebediah_quux") is None
-    [kept] = await Reading(models).direct_messages(world.bob, 10)
+    [kept] = await Decoded(models).direct_messages(world.bob, 10)
     assert (kept.sender, kept.recipient, kept.text) == ("bob", f"(erased account {person.account_id})", "psst")
-    assert [message.text for message in await Reading(models).channel(world.bob, "den", 10)] == [
+    assert [message.text for message in await Decoded(models).channel(world.bob, "den", 10)] == [
         *("hello zebra", f"I know {NAME.upper()}", "bob rolls 8 of 100.")
     ]
     assert await models.verification.status(person.account_id) == 1
@@ -681,7 +681,7 @@ async def test_an_erasure_goes_along_with_others_appends(world: World, erasure: 
 
     empty = [event.position for event in await everything(world.log) if event.data is None]
     assert empty == [world.sent["first"], world.sent["dm"]]
-    texts = [message.text for message in await Reading(world.models).channel(world.bob, "den", 100)]
+    texts = [message.text for message in await Decoded(world.models).channel(world.bob, "den", 100)]
     assert {f"{when} {number}" for when in ("before", "behind") for number in range(5)} <= set(texts)
 
 

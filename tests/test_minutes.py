@@ -38,9 +38,9 @@ from eventstore.rebuild import rebuild
 from projections.dms import DirectMessage
 from projections.messages import Message
 from projections.models import ReadModels
-from projections.reading import Reading
 from tests import tables
 from tests.conftest import OPERATOR, SECRET
+from tests.decoded import Decoded
 from tests.fold import Fold
 
 T = TypeVar("T")
@@ -226,7 +226,7 @@ class Minutes(RuleBasedStateMachine):
         self.log = EventLog(self.database, projections.ALL)
         self.do(self.log.__aenter__)
         models = ReadModels(self.log)
-        self.reading = Reading(models)
+        self.reading = Decoded(models)
         self.models = models
         self.commands = Commands(self.log, models, self.passwords, SECRET, operators=[OPERATOR])
         self.moderation = Moderation(self.log, models, operators=[OPERATOR])

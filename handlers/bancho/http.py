@@ -43,11 +43,13 @@ class BanchoHandler(JsonHandler):
             answer = await self.endpoint(Call(arguments, self.services, self.request_id, address))
             self.reply(answer.status, msgspec.structs.asdict(answer))
 
-    def reply(self, status: int, body: dict[str, Any]) -> None:
+    def reply(self, status: int, body: dict[str, Any] | msgspec.Raw) -> None:
         """Sends the answer; what went wrong gets its status into the body here."""
         if self.any_origin:
             self.set_header("Access-Control-Allow-Origin", "*")
-        super().reply(status, {"status": status} | body if "status" not in body else body)
+        if isinstance(body, dict) and "status" not in body:
+            body = {"status": status} | body
+        super().reply(status, body)
 
     def told(self, error: BaseException | None, status: int) -> tuple[int, str, float | None]:
         """As everywhere, in this API's words."""

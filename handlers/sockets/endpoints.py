@@ -18,7 +18,7 @@ from handlers.http import told
 from handlers.services import Services
 from handlers.sockets.registry import Registry
 from handlers.v3 import ENDPOINTS, QUERIES
-from handlers.v3.answers import REFUSALS, Answer
+from handlers.v3.answers import REFUSALS, Answer, AnswerBody
 from handlers.v3.bodies import Decoder, decoder, idempotency_key
 from handlers.v3.call import Call, Endpoint
 from realtime.server import Namespace, Socket
@@ -63,8 +63,9 @@ class _Handler:
         self._registry = registry
         self._services = services
 
-    async def __call__(self, socket: Socket, /, *arguments: Any) -> tuple[dict[str, Any], int]:
+    async def __call__(self, socket: Socket, /, *arguments: Any) -> tuple[AnswerBody, int]:
         request_id = new_id()
+        body: AnswerBody
         try:
             with self._services.in_flight:
                 status, body = await self._answer(socket, request_id, arguments)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from chat.bridging import Delivery
 from chat.commands import Channel
 from chat.refusals import Reason
@@ -13,10 +15,14 @@ from eventstore.merkle import rfc3339
 from projections.dms import DirectMessage
 from projections.messages import Message
 
+# A body; raw: it is encoded already.
+AnswerBody = dict[str, Any] | msgspec.Raw
 # A status and a body.
-Answer = tuple[int, dict[str, Any]]
+Answer = tuple[int, AnswerBody]
 # What people are called on Discord, by their ids there; None: nobody knows any more.
 People = Mapping[int, str | None]
+
+_encoder = msgspec.json.Encoder()
 
 REFUSALS: dict[Reason, tuple[int, str]] = {
     Reason.WEAK_PASSWORD: (
@@ -48,15 +54,45 @@ def said(status: int, message: str) -> Answer:
     return status, {"message": message}
 
 
-def shown(message: Message | DirectMessage) -> dict[str, Any]:
-    """A message of either kind as its readers see it."""
-    body: dict[str, Any] = {"message_id": message.message_id, "sender": message.sender, "message": message.text}
-    if isinstance(message, DirectMessage):
-        body["recipient"] = message.recipient
-    else:
-        body["channel"] = message.channel
-    body["timestamp"] = timestamp(message.sent_at)
-    return body
+def rendered(body: dict[str, Any]) -> bytes:
+    """A body as it is sent, for those who keep it."""
+    return _encoder.encode(body)
+
+
+def listed(body: bytes, nothing: str = "") -> Answer:
+    """The answer of a list that was rendered; of one that was rendered as nothing, that there is `nothing`."""
+    return (200, msgspec.Raw(body)) if body else said(404, nothing)
+
+
+class Shown(msgspec.Struct, frozen=True, gc=False):
+    """A channel's message as its readers see it."""
+
+    message_id: int
+    sender: str
+    message: str
+    channel: str
+    timestamp: datetime | str
+
+
+class ShownDirect(msgspec.Struct, frozen=True, gc=False):
+    """A direct message as its two ends see it."""
+
+    message_id: int
+    sender: str
+    message: str
+    recipient: str
+    timestamp: datetime | str
+
+
+def shown(message: Message) -> Shown:
+    """A channel's message, to be encoded."""
+    return Shown(message.message_id, message.sender, message.text, message.channel, timestamp(message.sent_at))
+
+
+def shown_direct(message: DirectMessage) -> ShownDirect:
+    """A direct message, to be encoded."""
+    sent_at = timestamp(message.sent_at)
+    return ShownDirect(message.message_id, message.sender, message.text, message.recipient, sent_at)
 
 
 def timestamp(moment: datetime) -> datetime | str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import UNSET
 
-from handlers.v3.answers import Answer, said, shown, shown_channel
+from chat.commands import Channel
+from handlers.v3.answers import Answer, listed, rendered, said, shown, shown_channel, shown_direct
 from handlers.v3.bodies import AddUser, MakeChannel, ReadChannel, SendMessage, WithToken, whole_count, whole_id
 from handlers.v3.call import Call, account_of
+from projections.messages import Message
 
 
 async def makechannel(call: Call[MakeChannel]) -> Answer:
@@ -29,10 +33,10 @@ async def readmessagesfromchannel(call: Call[ReadChannel]) -> Answer:
     account = await account_of(call)
     body = call.body
     if body.message_id is not UNSET:
-        return 200, {"messages": [shown(await call.reading.message(account, whole_id(body.message_id)))]}
+        message = await call.reading.message(account, whole_id(body.message_id))
+        return 200, {"messages": [shown(message) if isinstance(message, Message) else shown_direct(message)]}
     assert body.name is not UNSET and body.count is not UNSET, "the body was checked"  # noqa: S101, PT018
-    messages = await call.reading.channel(account, body.name, whole_count(body.count))
-    return 200, {"messages": [shown(message) for message in messages]}
+    return listed(await call.reading.channel(account, body.name, whole_count(body.count), _of_channel))
 
 
 async def sendmessage(call: Call[SendMessage]) -> Answer:
@@ -54,7 +58,12 @@ async def sendmessage(call: Call[SendMessage]) -> Answer:
 async def getchannels(call: Call[WithToken]) -> Answer:
     """Get list of channels a user has."""
     account = await account_of(call)
-    channels = await call.reading.channels(account)
-    if not channels:
-        return said(404, "You are not in any channels!")
-    return 200, {"channels": [shown_channel(channel) for channel in channels]}
+    return listed(await call.reading.channels(account, _joined), "You are not in any channels!")
+
+
+def _of_channel(messages: Sequence[Message]) -> bytes:
+    return rendered({"messages": [shown(message) for message in messages]})
+
+
+def _joined(channels: Sequence[Channel]) -> bytes:
+    return rendered({"channels": [shown_channel(channel) for channel in channels]}) if channels else b""

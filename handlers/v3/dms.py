@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from handlers.v3.answers import Answer, said, shown
+from collections.abc import Sequence
+
+from handlers.v3.answers import Answer, listed, rendered, said, shown_direct
 from handlers.v3.bodies import ReadNewest, SendDirectMessage, whole_count
 from handlers.v3.call import Call, account_of
+from projections.dms import DirectMessage
 
 
 async def getdms(call: Call[ReadNewest]) -> Answer:
     """Get dms of a user: those received and those sent."""
     account = await account_of(call)
-    messages = await call.reading.direct_messages(account, whole_count(call.body.count))
-    if not messages:
-        return said(404, "No dms!")
-    return 200, {"dms": [shown(message) for message in messages]}
+    return listed(await call.reading.direct_messages(account, whole_count(call.body.count), _direct), "No dms!")
 
 
 async def senddm(call: Call[SendDirectMessage]) -> Answer:
@@ -30,3 +30,7 @@ async def senddm(call: Call[SendDirectMessage]) -> Answer:
         source_address=call.address,
     )
     return said(200, "Dm message sent!")
+
+
+def _direct(messages: Sequence[DirectMessage]) -> bytes:
+    return rendered({"dms": [shown_direct(message) for message in messages]}) if messages else b""
