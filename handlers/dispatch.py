@@ -33,6 +33,8 @@ from http1.headers import CheckedHeaders
 _FIXED = re.compile(r"(/[\w/-]+?)(/\?)?\$?", re.ASCII)
 # Hosts beyond this are looked at each time: whoever sends long ones shall not fill the memory with them.
 _USUAL_LENGTH = 128
+# Of lengths: Python refuses to make numbers of thousands.
+_MOST_DIGITS = 100
 
 _Place = tuple[type[JsonHandler], Mapping[str, Any]]
 
@@ -192,7 +194,7 @@ class _Delivery(HTTPMessageDelegate):
     ) -> Awaitable[None] | None:
         """The head has come."""
         length = headers.get("Content-Length", "0")
-        if length.isdecimal() and int(length) > MAX_DISCARDED:
+        if length.isdecimal() and (len(length) > _MOST_DIGITS or int(length) > MAX_DISCARDED):
             self._refuse()
         return None
 

@@ -41,10 +41,12 @@ _CHUNKED = _SOME_LINE[b"1"] + b"Transfer-Encoding: chunked\r\n\r\n"
 _OVERHEAD_FACTOR = 8
 
 
-# What is remembered: heads of this size at most, so many of them, and only of fields that hold no secret (which must
-# not be kept for longer than their request), have to do with nothing but the request, and seldom change.
+# What is remembered: heads of this size at most, so many of them, and only of targets and fields that hold no secret
+# (which must not be kept for longer than their request), have to do with nothing but the request, and seldom change.
 _LONGEST_REMEMBERED = 1024
 _MOST_REMEMBERED = 2048
+# A path alone: queries hold keys, and the absolute form may hold a password.
+_OPEN_TARGET = re.compile(rb"/[^?]*")
 _ORDINARY = frozenset(
     (
         *("Accept", "Accept-Charset", "Accept-Encoding", "Accept-Language", "Cache-Control", "Connection"),
@@ -160,7 +162,8 @@ class RequestParser:
         version = "HTTP/1.1" if minor == b"1" else "HTTP/1.0"
         head = self._found(RequestStartLine(method.decode(), target.decode("latin-1"), version), end)
         self._begin(head)
-        if not start and end <= _LONGEST_REMEMBERED and b"?" not in target and _ORDINARY.issuperset(head.headers):
+        fits = not start and end <= _LONGEST_REMEMBERED
+        if fits and _OPEN_TARGET.fullmatch(target) and _ORDINARY.issuperset(head.headers):
             self._heads.remember(bytes(data[:end]), head)
         return head
 
@@ -172,6 +175,8 @@ class RequestParser:
             self.is_complete = not self._missing
             return piece, len(piece)
         size = self._feed_chunks(data)
+        if self.is_complete:
+            del self._llhttp
         piece = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
         self._received += len(piece)
@@ -204,25 +209,28 @@ class RequestParser:
         self._missing = head.length
         self.is_complete = head.length == 0
         self._searched = self._received = self._overhead = 0
+        if head.length is None:
+            self._llhttp = HttpRequestParser(self)
+            self._feed(_CHUNKED)
 
     def _feed_head(self, head: bytes) -> None:
-        # A new one each time, which costs nothing beside a head: it need not know how the last request went on.
+        # A new one each time, which costs nothing beside a head: it need not know how the last request went on. And no
+        # longer than that: it and this parser hold each other, so that what they hold would wait for the collector.
         self._llhttp = HttpRequestParser(self)
-        self._headers = CheckedHeaders()
         self._has_head = self._upgrades = False
         try:
             self._llhttp.feed_data(head)
         except HttpParserUpgrade:
             # It takes what follows for another protocol. Whoever grants the wish takes the connection over; for all
             # others the request is like any other.
-            if "Transfer-Encoding" in self._headers:
-                self._llhttp = HttpRequestParser(self)
-                self._llhttp.feed_data(_CHUNKED)
+            pass
         except HttpParserError as error:
             self._refuse_coding()
             if _HUGE_LENGTH.search(head):
                 raise BadRequest(413, "the body is too large") from None
             raise BadRequest(400, str(error)) from None
+        finally:
+            del self._llhttp
         self._refuse_coding()
 
     def _refuse_coding(self) -> None:
@@ -233,11 +241,12 @@ class RequestParser:
             raise BadRequest(status, "a transfer coding that is not known")
 
     def _found(self, line: RequestStartLine, size: int) -> Head:
-        headers = self._headers
+        # They may hold secrets, and a connection may wait long for its next request.
+        headers, self._headers = self._headers, CheckedHeaders()
         chunked = "Transfer-Encoding" in headers
         if chunked and line.version == "HTTP/1.0":
             raise BadRequest(400, "HTTP/1.0 has no transfer codings")
-        length = None if chunked else int(headers.value("Content-Length") or 0)
+        length = None if chunked else _length(headers)
         if (length or 0) > self._limits.body_size:
             raise BadRequest(413, "the body is too large")
         upgrade = (headers.value("Upgrade") or "").lower() if self._upgrades else ""
@@ -291,6 +300,14 @@ def _behind_empty_lines(data: bytes | bytearray) -> int:
     while start < 8 and data.startswith(b"\r\n", start):
         start += 2
     return start
+
+
+def _length(headers: CheckedHeaders) -> int:
+    try:
+        return int(headers.value("Content-Length") or 0)
+    except ValueError:
+        # llhttp counts thousands of zeros, too.
+        raise BadRequest(400, "a length of too many digits") from None
 
 
 def _refuse_line(data: bytes | bytearray, start: int) -> NoReturn:

@@ -80,8 +80,13 @@ class TlsTransport(asyncio.Transport):
             return
         size = len(data)
         self._unsent += size
-        self._stream.write(bytes(data)).add_done_callback(lambda future: self._sent(future, size))
-        self._pause()
+        written = self._stream.write(bytes(data))
+        if written.done():
+            # As most often: whoever asks now what is left must not hear of it.
+            self._sent(written, size)
+        else:
+            written.add_done_callback(lambda future: self._sent(future, size))
+            self._pause()
 
     def get_write_buffer_size(self) -> int:
         """How many bytes were not sent yet."""
@@ -142,8 +147,16 @@ class TlsTransport(asyncio.Transport):
     async def _read(self) -> None:
         try:
             await self._stream.wait_for_handshake()
+        except OSError:
+            return  # whatever ended it: the stream tells so by its callback
+        try:
             while not self._is_over:
-                self._protocol.data_received(await self._stream.read_bytes(_READ_SIZE, partial=True))
+                piece = asyncio.ensure_future(self._stream.read_bytes(_READ_SIZE, partial=True))
+                was_there = piece.done()
+                self._protocol.data_received(await piece)
+                if was_there:
+                    # Whoever sends as fast as can be read here shall not keep the loop from all others.
+                    await asyncio.sleep(0)
                 await self._reads.wait()
         except StreamClosedError:
             pass

@@ -22,6 +22,7 @@ from http1.exchange import Exchange, RequestContext
 from http1.headers import CheckedHeaders
 from http1.limits import Limits
 from http1.parser import RequestParser
+from http1.server import Parser
 
 
 class First(JsonHandler):
@@ -196,6 +197,19 @@ async def test_what_is_taken_as_a_whole_has_the_answer_that_it_has_piece_by_piec
     assert first == second == third
     # What comes too late for one reading is no whole.
     assert taken == [is_short] * 2 or (not is_short and not taken)
+    server.stop()
+    await server.close_all_connections()
+
+
+@pytest.mark.parametrize(("parser", "status"), [("httptools", b"400"), ("tornado", b"413")])
+@pytest.mark.gen_test
+async def test_a_length_of_more_digits_than_python_reads_is_refused(parser: Parser, status: bytes) -> None:
+    listening, port = bind_unused_port()
+    server = make_server(application([URLSpec("/now", Telling)]), parser=parser, limits=Limits(linger=0.1, tick=0.05))
+    server.add_sockets([listening])
+
+    sent = asking(b"GET /now HTTP/1.1", b"Content-Length: %b5" % (b"0" * 5000)) + b"hello"
+    assert (await answered(port, sent)).startswith(b"HTTP/1.1 %b " % status)
     server.stop()
     await server.close_all_connections()
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +16,7 @@ from tornado.httputil import HTTPHeaders, HTTPInputError
 
 from http1.headers import CheckedHeaders
 from http1.limits import Limits
-from http1.parser import Heads, RequestParser
+from http1.parser import BadRequest, Heads, RequestParser
 from http1.wheel import Wheel
 from tests.conftest import until
 
@@ -90,6 +93,7 @@ USUAL = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n"
         (USUAL + b"cookie: secret\r\n", False),
         (USUAL + b"X-Api-Key: secret\r\n", False),
         (USUAL.replace(b"/a", b"/a?k=secret"), False),
+        (USUAL.replace(b"/a", b"http://me:secret@x/a"), False),
         (USUAL + b"Expect: 100-continue\r\n", False),
         (USUAL + b"Connection: upgrade\r\nUpgrade: websocket\r\n", False),
         (b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n", False),
@@ -113,6 +117,40 @@ def test_only_so_many_heads_are_remembered_and_the_last_ones() -> None:
 
     kept = [data for data in sent if heads.get(data) is not None]
     assert kept == sent[-2048:]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /a HTTP/1.1\r\nAuthorization: secret\r\nContent-Length: 5\r\n\r\nhello",
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"GET /a HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"POST /a HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+    ],
+)
+def test_what_a_parser_holds_goes_with_its_connection_and_needs_no_collector(sent: bytes) -> None:
+    parser = RequestParser(Limits())
+    with contextlib.suppress(BadRequest):
+        head = parser.head(sent)
+        assert head is not None
+        while not parser.is_complete:
+            parser.body(sent[head.size :])
+    gone = weakref.ref(parser)
+    gc.disable()
+    try:
+        del parser
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_a_connection_that_waits_for_its_next_request_keeps_no_fields_of_the_last() -> None:
+    parser = RequestParser(Limits())
+    head = parser.head(USUAL + b"Authorization: Bearer secret\r\n\r\n")
+    assert head is not None
+    gone = weakref.ref(head.headers)
+    del head
+    assert gone() is None
 
 
 class Item:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import re
 import resource
@@ -32,6 +33,7 @@ from http1 import accepting, server
 from http1.limits import Limits
 from http1.proxies import Proxies
 from http1.server import HttpServer, Options, Parser, Server, make_server, tls_context
+from http1.streams import TlsTransport
 from tests.conftest import until
 
 QUICK = Limits(idle=0.3, head=0.3, body=0.3, write=0.3, linger=0.3, tick=0.05)
@@ -440,6 +442,26 @@ async def test_who_still_sends_when_refused_reads_why(
         await until(lambda: not one(place)._connections)
 
 
+@encryption
+@pytest.mark.gen_test
+async def test_who_is_refused_and_stays_is_let_go_soon(
+    encrypted: bool, certificate: ssl.SSLContext, trusting: ssl.SSLContext, stray: None
+) -> None:
+    async with serving(tls=certificate if encrypted else None, limits=Limits(linger=0.1, tick=0.05)) as place:
+        with await asyncio.to_thread(refused, place.port, trusting if encrypted else None):
+            # Long before a client would be given up that takes none of its answer.
+            await until(lambda: not one(place)._connections)
+
+
+def refused(port: int, encrypted_by: ssl.SSLContext | None) -> socket.socket:
+    """A connection whose client neither reads nor ends anything."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=8)
+    if encrypted_by is not None:
+        connection = encrypted_by.wrap_socket(connection)
+    connection.sendall(b"no request\r\n\r\n")
+    return connection
+
+
 def send_all_and_then_read(port: int, encrypted_by: ssl.SSLContext | None) -> bytes:
     """What a simple client is told that looks for an answer only when its whole body is sent."""
     with contextlib.ExitStack() as stack:
@@ -749,6 +771,57 @@ async def test_who_does_not_speak_tls_is_cut_off(certificate: ssl.SSLContext) ->
         await rest(reader)
 
         await until(lambda: not one(place)._connections)
+
+
+@pytest.mark.gen_test
+async def test_who_goes_before_speaking_tls_is_no_news(certificate: ssl.SSLContext) -> None:
+    failures: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    async with serving(tls=certificate) as place:
+        _, writer = await place.connect()
+        await until(lambda: one(place)._connections)
+        writer.close()
+        await until(lambda: not one(place)._connections)
+        await asyncio.sleep(0)
+        gc.collect()
+
+    assert not failures
+
+
+class Flooded:
+    """A stream under TLS that always has something to read, for so many pieces."""
+
+    socket = None
+
+    def __init__(self, pieces: int) -> None:
+        self.left = pieces
+
+    def set_close_callback(self, callback: object) -> None:
+        pass
+
+    async def wait_for_handshake(self) -> None:
+        pass
+
+    def read_bytes(self, size: int, *, partial: bool) -> asyncio.Future[bytes]:
+        piece: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.left -= 1
+        if self.left:
+            piece.set_result(b"x" * (size if partial else 0))
+        else:
+            piece.set_exception(StreamClosedError())
+        return piece
+
+
+@pytest.mark.gen_test
+async def test_who_sends_without_a_pause_under_tls_leaves_others_their_turn() -> None:
+    stream = Flooded(pieces=1000)
+    TlsTransport(stream, asyncio.Protocol())  # type: ignore[arg-type]
+
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    assert stream.left > 900
+    await until(lambda: not stream.left)
 
 
 @encryption
