@@ -9,6 +9,8 @@ Invariants:
 * So N questions at once cost two statements of one row, the first one's and that of all others; while there are always
   some, the statements follow each other in one task.
 * Whoever is told "yes" asked before the statement was sent, and is told after the feed reached what it found.
+* A statement that hangs, as on a connection that broke without a word, is given up after a short time: those
+  whom it was for are told "no", and the next statement goes out by another connection.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from eventstore.errors import LogError, LogUnavailable
 # How long an answer waits for the feed: far longer than a notification and the page behind it take, and short beside
 # what people notice.
 WAIT_SECONDS = 0.05
+# How long it waits for the position itself: longer than a busy database takes for it.
+HEAD_SECONDS = 0.5
 
 _Waiter = asyncio.Future[bool]
 
@@ -69,10 +73,18 @@ class ReadBarrier:
         """The same for whoever finds nobody else: without a task, which costs as much as all the rest."""
         self._is_reading = True
         try:
-            head = await self._read_head()
+            head = await self._head()
         finally:
             self._read_on()
-        return self._feed.last >= head or await self._feed.reached(head, WAIT_SECONDS)
+        return head is not None and (self._feed.last >= head or await self._feed.reached(head, WAIT_SECONDS))
+
+    async def _head(self) -> int | None:
+        """The log's last position; None if it is not told in time."""
+        try:
+            async with asyncio.timeout(HEAD_SECONDS):
+                return await self._read_head()
+        except TimeoutError:
+            return None
 
     def _read_on(self) -> None:
         """Reads for those who came meanwhile, if anybody did."""
@@ -85,7 +97,7 @@ class ReadBarrier:
         while asking := self._waiting:
             self._waiting = []
             try:
-                head = await self._read_head()
+                head = await self._head()
             except LogError as error:
                 _fail(asking, error)
             except BaseException:
@@ -101,9 +113,9 @@ class ReadBarrier:
         # Some may have come between its last look and now.
         self._read_on()
 
-    def _answer(self, asking: Sequence[_Waiter], head: int) -> None:
-        if self._feed.last >= head:
-            _tell(asking, is_published=True)
+    def _answer(self, asking: Sequence[_Waiter], head: int | None) -> None:
+        if head is None or self._feed.last >= head:
+            _tell(asking, is_published=head is not None)
         else:
             # Those who ask meanwhile need not wait for that, too.
             self._run(self._wait(asking, head), lambda _: _fail(asking, _closed()))

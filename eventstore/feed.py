@@ -30,6 +30,8 @@ from eventstore.events import RecordedEvent
 PAGE = 1000
 WINDOW = 10_000
 POLL_SECONDS = 2.0
+# After so long, whoever waits for a position has the table read without a notification.
+WAKE_SECONDS = 0.005
 
 _log = structlog.get_logger(__name__)
 
@@ -90,21 +92,23 @@ class Feed:
     async def reached(self, position: int, seconds: float) -> bool:
         """Whether everything up to `position` is published within `seconds`; False at once while nobody listens.
 
-        What is published by then was already told to all subscribers.
+        What is published by then was already told to all subscribers. It does not depend on notifications.
         """
         if self.last >= position:
             return True
         if not self.listening.is_set():
             return False
+        # A notification may be lost, or the listener gone without knowing it yet. Not at once: most often one is under
+        # way, or the process's own commit is just about to be offered, and nothing need be read.
+        waking = asyncio.get_running_loop().call_later(WAKE_SECONDS, self._woken.set)
         try:
             async with asyncio.timeout(seconds):
                 while self.last < position:
                     await self._news()
         except TimeoutError:
-            # A notification was lost, or the listener is gone and does not know it yet. Not before: most often the
-            # process's own commit is just about to be offered, and need not be read.
-            self._woken.set()
             return False
+        finally:
+            waking.cancel()
         return True
 
     async def run(self) -> None:

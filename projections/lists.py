@@ -65,7 +65,9 @@ def changed(event: RecordedEvent) -> Iterable[Topic] | None:
     if not fields:
         return ()
     ids = _decoder.decode(event.data)
-    return [(kind, account_id) for kind, name in fields if (account_id := getattr(ids, name)) is not None]
+    topics = [(kind, getattr(ids, name)) for kind, name in fields]
+    # An id that is not told, as by another shape of the event, may be anybody's.
+    return None if any(subject is None for _, subject in topics) else topics
 
 
 class Lists:

@@ -11,6 +11,8 @@ Invariants:
   when they asked is published here, and the second look finds only what tells of it.
 * Who finds nothing asks the database by a statement that is sent after they asked, which needs no barrier.
 * An entry that went while its query ran answers those who had joined it, and nobody else.
+* A query that takes long, as on a connection that broke without a word, keeps waiting only who asked it: those who had
+  joined ask anew.
 * What changes without an event, such as tables that a rebuild swaps in, shows once a result's time is over.
 """
 
@@ -24,8 +26,10 @@ Topic = tuple[str, int]
 SIZE = 16 << 20
 LARGEST = 256 << 10
 SECONDS = 2.0
+# How long those who joined a query wait for it: longer than a busy database takes.
+PATIENCE = 1.0
 # What an entry takes besides its result, about: an empty one is not free.
-_OVERHEAD = 500
+_OVERHEAD = 650
 
 
 class _Entry:
@@ -44,7 +48,7 @@ class _Entry:
         return _OVERHEAD + len(self.result or b"")
 
     async def joined(self) -> bytes | None:
-        """The result once it is there; None when whoever asked for it gave up."""
+        """The result once it is there; None if it does not come, or not in time."""
         waiter: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self.waiting.append(waiter)
         return await waiter
@@ -79,11 +83,13 @@ class ResultCache:
         size: int = SIZE,
         largest: int = LARGEST,
         seconds: float = SECONDS,
+        patience: float = PATIENCE,
     ) -> None:
         self._caught_up = caught_up
         self._size = size
         self._largest = largest
         self._seconds = seconds
+        self._patience = patience
         # The topics in the order in which they were asked for, each with its entries by their details.
         self._topics: dict[Topic, dict[Hashable, _Entry]] = {}
         self.bytes = 0
@@ -103,7 +109,7 @@ class ResultCache:
         result = entry.result
         if result is None:
             result = await entry.joined()
-        # Nobody may give up for others: the first one to come here asks for all.
+        # Nobody's query may hang, and nobody give up, for others: the first one to come here asks for all.
         return await self.get(topic, detail, query) if result is None else result
 
     @property
@@ -135,8 +141,10 @@ class ResultCache:
         return entry
 
     async def _asked(self, topic: Topic, detail: Hashable, query: Callable[[], Awaitable[bytes]]) -> bytes:
-        entry = _Entry(asyncio.get_running_loop().time() + self._seconds)
+        loop = asyncio.get_running_loop()
+        entry = _Entry(loop.time() + self._seconds)
         self._put(topic, detail, entry)
+        giving_up = loop.call_later(self._patience, self._give_up, topic, detail, entry)
         try:
             result = await query()
         except BaseException as error:
@@ -146,8 +154,15 @@ class ResultCache:
             else:
                 entry.settle(None)
             raise
+        finally:
+            giving_up.cancel()
         self._keep(topic, detail, entry, result)
         return result
+
+    def _give_up(self, topic: Topic, detail: Hashable, entry: _Entry) -> None:
+        """Lets nobody else wait for this entry's query."""
+        self._remove(topic, detail, entry)
+        entry.settle(None)
 
     def _keep(self, topic: Topic, detail: Hashable, entry: _Entry, result: bytes) -> None:
         is_there = self._remove(topic, detail, entry)

@@ -159,6 +159,32 @@ async def test_a_failed_look_fails_those_who_share_it_and_not_the_next() -> None
 
 
 @pytest.mark.gen_test
+async def test_a_look_that_hangs_holds_up_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(barrier, "HEAD_SECONDS", 0.05)
+    hanging = Database()
+
+    async def at_once() -> int:
+        return 0
+
+    looks = iter([hanging.read_head, at_once])
+    [first, *behind] = await asked(ReadBarrier(lambda: next(looks)(), Feed()), 3)
+
+    async with asyncio.timeout(5):
+        assert not await first
+        assert await asyncio.gather(*behind) == [True] * 2
+    assert hanging.sent[0].cancelled()
+
+
+@pytest.mark.gen_test
+async def test_those_who_share_a_look_that_hangs_are_told_to_ask_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(barrier, "HEAD_SECONDS", 0.05)
+    questions = await asked(ReadBarrier(Database().read_head, Feed()), 3)
+
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*questions) == [False] * 3
+
+
+@pytest.mark.gen_test
 async def test_closing_fails_whoever_waits_for_whatever() -> None:
     feed, database = Feed(), Database()
     barrier = ReadBarrier(database.read_head, feed)

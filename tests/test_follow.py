@@ -226,6 +226,16 @@ async def test_a_lost_notification_is_made_up_for_by_the_poll(database: str) -> 
     assert [event.stream for event in follower.seen] == ["own", "silent-2", "silent-3"]
 
 
+@pytest.mark.gen_test
+async def test_who_waits_for_a_position_has_the_table_read_when_no_notification_comes(
+    deaf_log: EventLog, database: str
+) -> None:
+    await deaf_log.listening()
+    append_silently(database, 1)
+
+    assert await deaf_log._feed.reached(1, seconds=5)
+
+
 def append_silently(database: str, position: int) -> None:
     """Writes an event as the log does, but tells nobody."""
     with tables.connect(database) as connection, connection.transaction():

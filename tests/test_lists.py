@@ -395,6 +395,8 @@ def test_every_type_that_changes_a_table_behind_the_lists_changes_lists() -> Non
         assert lists.changed(event(kind, None)) == expected, "of what does not tell any more it may be any list"
         if kind not in precise:
             assert lists.changed(event(kind, b"{}")) == expected
+    # Another shape of an event, say.
+    assert lists.changed(event("MessageSent", b'{"sender_id":1}')) is None
 
 
 def test_the_lists_read_no_tables_but_those_whose_changes_are_heeded() -> None:

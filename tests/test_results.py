@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
@@ -60,7 +60,9 @@ async def never() -> bytes:
     raise AssertionError("it was not kept")
 
 
-async def asking(cache: ResultCache, query: Query, count: int = 1) -> list[asyncio.Task[bytes]]:
+async def asking(
+    cache: ResultCache, query: Callable[[], Awaitable[bytes]], count: int = 1
+) -> list[asyncio.Task[bytes]]:
     """Questions that are under way."""
     tasks = [asyncio.create_task(cache.get(TOPIC, 1, query)) for _ in range(count)]
     for _ in range(3):
@@ -150,6 +152,20 @@ async def test_who_gives_up_leaves_the_others_an_answer() -> None:
 
     assert await others[1] == b"one"
     assert first.cancelled()
+    assert await cache.get(TOPIC, 1, never) == b"one"
+
+
+@pytest.mark.gen_test
+async def test_a_query_that_hangs_holds_up_only_who_asked_it() -> None:
+    cache, hanging = ResultCache(Barrier(), patience=0.05), Query()
+    queries: Iterator[Callable[[], Awaitable[bytes]]] = iter([hanging, giving(b"one")])
+    first, *others = await asking(cache, lambda: next(queries)(), 3)
+
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*others) == [b"one"] * 2
+    assert not first.done()
+    await hanging.end(0, b"late")
+    assert await first == b"late"
     assert await cache.get(TOPIC, 1, never) == b"one"
 
 
