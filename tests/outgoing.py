@@ -139,6 +139,11 @@ def sending(channel: Channel | None = None) -> Predicate:
     return lambda request: request.method == "POST" and where in request.path
 
 
+def deleting(channel: Channel) -> Predicate:
+    """The requests that delete a channel's messages."""
+    return lambda request: request.method == "DELETE" and f"/channels/{channel.id}/" in request.path
+
+
 def reading(request: Request) -> bool:
     """The requests that read a channel's history."""
     return request.method == "GET" and "/messages" in request.path

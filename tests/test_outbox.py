@@ -28,7 +28,7 @@ from projections.deliveries import Deliveries
 from projections.models import ReadModels
 from projections.traces import Traces
 from tests.conftest import SECRET, Enter, on_loop, own_database, until
-from tests.outgoing import DAY, PAUSES, Scene, make_scene, reading, register_alice, sending
+from tests.outgoing import DAY, PAUSES, Scene, deleting, make_scene, reading, register_alice, sending
 from tests.standin.clients import point_clients_at
 from tests.standin.faults import Request
 from tests.standin.server import Discord
@@ -627,8 +627,7 @@ async def test_a_channel_that_lets_nothing_be_deleted_holds_no_other_up(
     monkeypatch.setattr(outbox_module, "_DOOMED", 2)
     other = scene.discord.text_channel(scene.discord.guild("Others"), "general")
     await scene.bridges((f"other-{other.id}", other))
-    stuck = f"/channels/{scene.channel.id}/"
-    scene.discord.fail_next(10_000, 503, only=lambda request: request.method == "DELETE" and stuck in request.path)
+    scene.discord.fail_next(10_000, 503, only=deleting(scene.channel))
     async with scene.outbox():
         first = await scene.says(*map(str, range(7)))
         last = await scene.commands.send_message(scene.alice, f"other-{other.id}", "behind them", "request")
@@ -641,6 +640,24 @@ async def test_a_channel_that_lets_nothing_be_deleted_holds_no_other_up(
         await until(lambda: not scene.shown(other))
 
         assert len(scene.shown()) == 7
+
+
+async def test_a_withdrawal_is_not_asked_for_again_before_discord_takes_it(scene: Scene) -> None:
+    other = scene.discord.text_channel(scene.discord.guild("Patient"), "general")
+    await scene.bridges((f"patient-{other.id}", other))
+    async with scene.outbox():
+        [here] = await scene.says("here")
+        there = await scene.commands.send_message(scene.alice, f"patient-{other.id}", "there", "request")
+        await until(lambda: scene.shown() and scene.shown(other))
+        scene.discord.fail_next(1, 429, only=deleting(scene.channel), retry_after=31_536_000)
+        scene.discord.fail_next(12, 503, only=deleting(other))
+        await scene.commands.delete_message(scene.alice, here, "request")
+        await until(lambda: not scene.discord.plans[0].times)
+        await scene.commands.delete_message(scene.alice, there.first_position, "request")
+
+        # Meanwhile there was time for many a try.
+        await until(lambda: not scene.shown(other))
+        assert scene.shown() == ["**Alice**: here"]
 
 
 async def test_what_cannot_be_removed_is_not_tried_for_ever(scene: Scene) -> None:

@@ -430,6 +430,8 @@ class Outbox:
             _log.info("a message on Discord was not deleted", message=copy.discord_message_id, reason=str(declined))
         except TryLater as problem:
             _log.info("a withdrawal waits for Discord", message=copy.discord_message_id, reason=str(problem))
+            if problem.seconds is not None:
+                await asyncio.sleep(problem.seconds)
             return False
         await patiently(lambda: self._settling.withdrawn(copy.discord_channel_id, [copy.discord_message_id]))
         return True
