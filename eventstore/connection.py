@@ -92,6 +92,11 @@ class Connection:
         connection.adapters.register_loader("timestamptz", _UtcLoader)
         return cls(connection)
 
+    @property
+    def backend(self) -> int:
+        """The process id of the backend that serves it, by which notifications name their sender."""
+        return self._pgconn.backend_pid
+
     async def close(self) -> None:
         """Closes the connection; a statement that runs fails."""
         self._break("the connection was closed")

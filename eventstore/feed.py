@@ -55,6 +55,7 @@ class Feed:
         self._subscribers: list[Subscriber] = []
         self._waiters: list[asyncio.Future[None]] = []
         self._woken = asyncio.Event()
+        self._own_backend: int | None = None
         self.last = 0
         self.listening = asyncio.Event()
 
@@ -69,6 +70,15 @@ class Feed:
         then they come again in their place. A subscriber must be quick and must not raise.
         """
         self._subscribers.append(subscriber)
+
+    def commits_by(self, backend: int | None) -> None:
+        """Says which backend this process's commits come by: they are offered, so its notifications are no news.
+
+        None: by none. What it committed last may not have been offered, so the table is looked at.
+        """
+        self._own_backend = backend
+        if backend is None:
+            self._woken.set()
 
     def offer(self, events: list[RecordedEvent]) -> None:
         """Takes what this process has just committed."""
@@ -156,14 +166,14 @@ class Feed:
             if not broken:
                 loop.remove_reader(descriptor)
 
-    @staticmethod
-    def _furthest_notified(connection: psycopg.AsyncConnection[Any]) -> int:
-        # The process's own commits are notified here too, thousands a second; so this reads them off the
-        # connection without psycopg's generators and wakes nobody for them.
+    def _furthest_notified(self, connection: psycopg.AsyncConnection[Any]) -> int:
+        # The process's own commits are notified here too, thousands a second, and often before they are offered; so
+        # this reads them off the connection without psycopg's generators and wakes nobody for them.
         connection.pgconn.consume_input()
         furthest = 0
         while notification := connection.pgconn.notifies():
-            furthest = max(furthest, int(notification.extra))
+            if notification.be_pid != self._own_backend:
+                furthest = max(furthest, int(notification.extra))
         return furthest
 
     async def _wait_for_wake_up(self) -> None:

@@ -83,7 +83,11 @@ class EventLog:
         self.reader = Reader(conninfo, size=readers)
         self._feed = Feed(conninfo, self.read, poll_seconds=poll_seconds)
         self._barrier = ReadBarrier(self.head, self._feed)
-        self._writer = Writer(conninfo, projections, on_commit=self._feed.offer) if writable else None
+        self._writer = (
+            Writer(conninfo, projections, on_commit=self._feed.offer, on_backend=self._feed.commits_by)
+            if writable
+            else None
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
 

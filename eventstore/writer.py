@@ -7,6 +7,7 @@ Invariants:
 * One bad append fails alone: when a batch fails for a reason of its content, its appends are repeated one by one.
 * While there is no connection, appends fail at once; the writer reconnects with backoff.
 * Committed events are handed to `on_commit` before any caller hears of them, so caches are never behind an answer.
+* `on_backend` is told by which backend commits are made from now on; None: by none, and the last may be unknown here.
 """
 
 from __future__ import annotations
@@ -151,10 +152,12 @@ class Writer:
         conninfo: str,
         projections: Sequence[Projection],
         on_commit: Callable[[list[RecordedEvent]], None],
+        on_backend: Callable[[int | None], None],
     ) -> None:
         self._conninfo = conninfo
         self._statements = AppendStatements(projections)
         self._on_commit = on_commit
+        self._on_backend = on_backend
         self._queue: deque[_Pending] = deque()
         self._in_flight: list[_Pending] = []
         self._last_size = 0
@@ -186,6 +189,7 @@ class Writer:
         """Opens the connection; raises `LogUnavailable` when the database cannot be reached."""
         self._connection = await Connection.open(self._conninfo)
         self._connection.broken.add_done_callback(lambda _: self._arrived.set())
+        self._on_backend(self._connection.backend)
 
     async def run(self) -> None:
         """Commits what arrives, and reconnects when the connection breaks; runs until cancelled."""
@@ -362,6 +366,7 @@ class Writer:
 
     async def _disconnect(self, reason: LogUnavailable) -> None:
         connection, self._connection = self._connection, None
+        self._on_backend(None)
         for pending in (*self._in_flight, *self._queue):
             pending.fail(reason)
         self._queue.clear()

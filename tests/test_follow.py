@@ -16,10 +16,12 @@ import pytest
 
 from eventstore import feed
 from eventstore.canonical import encode
-from eventstore.connection import Connection
+from eventstore.connection import Connection, Row
 from eventstore.errors import LogUnavailable
 from eventstore.events import Appended, Context, NewEvent, RecordedEvent, StreamWrite
+from eventstore.feed import Feed
 from eventstore.log import EventLog
+from eventstore.statements import Statement
 from tests import tables
 from tests.conftest import Enter, until
 from tests.tables import Outage
@@ -260,6 +262,66 @@ async def test_own_commits_bring_along_what_another_process_wrote_silently_befor
         seen = await follower.reaches(2)
 
     assert [event.stream for event in seen] == ["silent-1", "own"]
+
+
+@pytest.mark.gen_test
+async def test_own_commits_are_not_read_from_the_table(
+    deaf_log: EventLog, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deaf_log.listening()
+    follower = Follower(deaf_log)
+    read = deaf_log.reader.fetch
+    reads: list[Statement] = []
+
+    async def fetch(statement: Statement, **values: object) -> list[Row]:
+        reads.append(statement)
+        return await read(statement, **values)
+
+    monkeypatch.setattr(deaf_log.reader, "fetch", fetch)
+    async with following(follower), another_log(database) as other:
+        await append_many(deaf_log, "own", 50)
+        # Its notification comes behind all of those.
+        await follower.reaches((await append(other, "other")).last_position)
+
+    assert len(reads) <= 2
+
+
+@pytest.mark.gen_test
+async def test_a_commit_of_which_the_answer_was_lost_is_followed(
+    deaf_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deaf_log.listening()
+    notified = spied_on(Feed, "_furthest_notified", monkeypatch)
+    committed = Connection.fetch
+
+    async def fetch(self: Connection, text: str, parameters: Sequence[bytes]) -> list[Row]:
+        answer = await committed(self, text, parameters)
+        if "INSERT" not in text:
+            return answer
+        await until(lambda: notified)
+        raise LogUnavailable("its answer was lost")
+
+    monkeypatch.setattr(Connection, "fetch", fetch)
+    follower = Follower(deaf_log)
+    async with following(follower):
+        with pytest.raises(LogUnavailable):
+            await append(deaf_log, "own")
+        seen = await follower.reaches(1)
+
+    assert [event.stream for event in seen] == ["own"]
+
+
+def spied_on(kind: type[Feed], name: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What a method has returned from now on."""
+    method = getattr(kind, name)
+    returned: list[object] = []
+
+    def spy(self: Feed, *arguments: object) -> object:
+        returned.append(method(self, *arguments))
+        return returned[-1]
+
+    monkeypatch.setattr(kind, name, spy)
+    return returned
 
 
 @pytest.mark.gen_test
