@@ -530,6 +530,10 @@ async def test_who_registers_while_the_fan_out_is_late_gets_nothing_from_before(
     chat_wire: Wire, chat_place: Place, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names, asked, go_on = house.chat.fanout._patient_names, asyncio.Event(), asyncio.Event()
+    # Somebody listens, or there would be nothing to be late with.
+    listening = await enters(chat_wire, chat_place, token=house.token)
+    assert (await listening.receive_text()).startswith("40{")
+    assert "accepted the connection" in (await texts(listening, 1))[0]
 
     async def slow(wanted: list[Event]) -> Any:
         asked.set()

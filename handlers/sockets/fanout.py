@@ -37,14 +37,20 @@ _SLICE = 200
 
 _log = structlog.get_logger(__name__)
 
-# What the fan-out does not pass on: decoding it would be work for nothing.
-_PASSED_ON = frozenset(
+# What clients are told, and may have missed.
+_TOLD = frozenset(
     kind.__name__
     for kind in (
         events.MessageSent,
         events.DirectMessageSent,
         events.DiscordMessageDelivered,
         events.DiscordMessageFailed,
+    )
+)
+# What the fan-out does not pass on: decoding it would be work for nothing.
+_PASSED_ON = _TOLD.union(
+    kind.__name__
+    for kind in (
         events.ChannelCreated,
         events.MemberAdded,
         events.TokenIssued,
@@ -138,6 +144,25 @@ class Fanout:
                 await self._pass_on_all(batch[start : start + _SLICE])
 
     async def _pass_on_all(self, batch: Sequence[RecordedEvent]) -> None:
+        if len(self._registry):
+            await self._pass_on_each(batch)
+        else:
+            self._pass_over(batch)
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
+        if len(batch) == _SLICE:
+            await asyncio.sleep(0)
+
+    def _pass_over(self, batch: Sequence[RecordedEvent]) -> None:
+        """Handles a batch while nobody is registered, without a pause in which somebody could be."""
+        for recorded in batch:
+            if recorded.type in _TOLD:
+                self._last_told = recorded.position
+            elif isinstance(event := _decoded(recorded), events.RestartRequested):
+                self._on_restart(event.reconnect_in)
+        self.position = batch[-1].position
+
+    async def _pass_on_each(self, batch: Sequence[RecordedEvent]) -> None:
         wanted = {event.position: decoded for event in batch if (decoded := _decoded(event)) is not None}
         names = await self._patient_names(list(wanted.values()))
         # From here on without a pause, so that a batch of the log leaves in one turn of the loop.
@@ -145,10 +170,6 @@ class Fanout:
             if recorded.position in wanted:
                 self._pass_on(recorded, wanted[recorded.position], names)
             self.position = recorded.position
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
-        if len(batch) == _SLICE:
-            await asyncio.sleep(0)
 
     async def reached(self, position: int) -> None:
         """Returns once everything up to `position` was handled."""
