@@ -3,7 +3,7 @@
 Invariants:
 * `last` is a position; everything up to it has been published here, everything published was in log order.
 * The process's own commits are published at once when they follow `last` directly; otherwise somebody else's events lie
-  between, and the table is read up to them.
+  between, and they wait here until the table was read up to them.
 * NOTIFY is only the wake-up, a poll is its fall-back, the table tells: a lost notification costs time, never events.
 * Followers keep nothing here but their place. The newest events stay in a bounded window; a follower that falls behind
   it reads from the table until it is back, so nobody's slowness costs anybody else memory.
@@ -30,6 +30,10 @@ from eventstore.events import RecordedEvent
 PAGE = 1000
 WINDOW = 10_000
 POLL_SECONDS = 2.0
+# So many own commits wait for others' events before them to be read; further ones are read from the table, too.
+MOST_AHEAD = 100
+# Between two looks at the table: what others commit all the time is read in fewer of them, and heard of so much later.
+PAUSE_SECONDS = 0.005
 # After so long, whoever waits for a position has the table read without a notification.
 WAKE_SECONDS = 0.005
 
@@ -56,6 +60,10 @@ class Feed:
         self._waiters: list[asyncio.Future[None]] = []
         self._woken = asyncio.Event()
         self._own_backend: int | None = None
+        # Own commits behind others' events that are still to be read, in order.
+        self._ahead: deque[list[RecordedEvent]] = deque()
+        # The furthest position that others are known to have committed.
+        self._known = 0
         self.last = 0
         self.listening = asyncio.Event()
 
@@ -78,7 +86,7 @@ class Feed:
         """
         self._own_backend = backend
         if backend is None:
-            self._woken.set()
+            self._doubt()
 
     def offer(self, events: list[RecordedEvent]) -> None:
         """Takes what this process has just committed."""
@@ -86,6 +94,8 @@ class Feed:
             self._publish(events)
         else:
             self._tell_subscribers(events)
+            if len(self._ahead) < MOST_AHEAD:
+                self._ahead.append(events)
             self._woken.set()
 
     async def follow(self, after: int) -> AsyncIterator[list[RecordedEvent]]:
@@ -110,7 +120,7 @@ class Feed:
             return False
         # A notification may be lost, or the listener gone without knowing it yet. Not at once: most often one is under
         # way, or the process's own commit is just about to be offered, and nothing need be read.
-        waking = asyncio.get_running_loop().call_later(WAKE_SECONDS, self._woken.set)
+        waking = asyncio.get_running_loop().call_later(WAKE_SECONDS, self._is_known, position)
         try:
             async with asyncio.timeout(seconds):
                 while self.last < position:
@@ -142,8 +152,7 @@ class Feed:
 
         def readable() -> None:
             try:
-                if self._furthest_notified(connection) > self.last:
-                    self._woken.set()
+                self._is_known(self._furthest_notified(connection))
             except psycopg.OperationalError as error:
                 # At once: libpq has closed the socket, and the next one that is opened may get its number.
                 loop.remove_reader(descriptor)
@@ -155,12 +164,13 @@ class Feed:
         loop.add_reader(descriptor, readable)
         try:
             # What was committed before LISTEN took effect was notified to nobody here.
-            self._woken.set()
+            self._doubt()
             while not broken:
                 await self._wait_for_wake_up()
                 await self._catch_up()
                 self.listening.set()
                 backoff.reset()
+                await asyncio.sleep(PAUSE_SECONDS)
             raise broken[0]
         finally:
             if not broken:
@@ -184,10 +194,27 @@ class Feed:
             pass
         self._woken.clear()
 
+    def _doubt(self) -> None:
+        """Has the table looked at as far as it goes: there may be more than is known."""
+        self._ahead.clear()
+        self._woken.set()
+
+    def _is_known(self, position: int) -> None:
+        """Others have committed everything up to a position."""
+        self._known = max(self._known, position)
+        if position > self.last:
+            self._woken.set()
+
     async def _catch_up(self) -> None:
-        while page := await self._read_page(self.last, PAGE):
-            self._publish(page)
-            if len(page) < PAGE:
+        """Reads what others have committed: up to the own commits that wait behind it, or as far as there is any."""
+        while True:
+            gap = self._ahead[0][0].position - self.last - 1 if self._ahead else PAGE
+            page = await self._read_page(self.last, min(gap, PAGE))
+            if page:
+                self._publish(page)
+            while self._ahead and self._ahead[0][0].position <= self.last + 1:
+                self._publish(self._ahead.popleft())
+            if not page or (not self._ahead and self._known <= self.last and len(page) < PAGE):
                 return
 
     async def _read_patiently(self, after: int) -> list[RecordedEvent]:

@@ -270,20 +270,46 @@ async def test_own_commits_are_not_read_from_the_table(
 ) -> None:
     await deaf_log.listening()
     follower = Follower(deaf_log)
-    read = deaf_log.reader.fetch
-    reads: list[Statement] = []
+    reads = spied_reads(deaf_log, monkeypatch)
 
-    async def fetch(statement: Statement, **values: object) -> list[Row]:
-        reads.append(statement)
-        return await read(statement, **values)
-
-    monkeypatch.setattr(deaf_log.reader, "fetch", fetch)
     async with following(follower), another_log(database) as other:
         await append_many(deaf_log, "own", 50)
         # Its notification comes behind all of those.
         await follower.reaches((await append(other, "other")).last_position)
 
     assert len(reads) <= 2
+
+
+@pytest.mark.gen_test
+async def test_own_commits_behind_others_events_are_not_read_again(
+    deaf_log: EventLog, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deaf_log.listening()
+    follower = Follower(deaf_log)
+    reads = spied_reads(deaf_log, monkeypatch)
+
+    async with following(follower):
+        for position in range(1, 21, 2):
+            append_silently(database, position)
+            await append(deaf_log, f"own-{position}")
+            await follower.reaches(position + 1)
+
+    assert [len(rows) for rows in reads] == [1] * 10
+    assert follower.seen == await whole(deaf_log)
+
+
+def spied_reads(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> list[list[Row]]:
+    """What the log reads from now on."""
+    read = log.reader.fetch
+    reads: list[list[Row]] = []
+
+    async def fetch(statement: Statement, **values: object) -> list[Row]:
+        rows = await read(statement, **values)
+        reads.append(rows)
+        return rows
+
+    monkeypatch.setattr(log.reader, "fetch", fetch)
+    return reads
 
 
 @pytest.mark.gen_test
