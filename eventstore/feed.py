@@ -62,7 +62,7 @@ class Feed:
         self._own_backend: int | None = None
         # Own commits behind others' events that are still to be read, in order.
         self._ahead: deque[list[RecordedEvent]] = deque()
-        # The furthest position that others are known to have committed.
+        # The furthest position that is known to be for the table to tell.
         self._known = 0
         self.last = 0
         self.listening = asyncio.Event()
@@ -96,7 +96,9 @@ class Feed:
             self._tell_subscribers(events)
             if len(self._ahead) < MOST_AHEAD:
                 self._ahead.append(events)
-            self._woken.set()
+                self._woken.set()
+            else:
+                self._is_known(events[-1].position)
 
     async def follow(self, after: int) -> AsyncIterator[list[RecordedEvent]]:
         """Batches of events behind position `after`, in order, for ever: from the table first, then live."""
@@ -200,7 +202,7 @@ class Feed:
         self._woken.set()
 
     def _is_known(self, position: int) -> None:
-        """Others have committed everything up to a position."""
+        """Everything up to a position is committed, and the table is to tell it."""
         self._known = max(self._known, position)
         if position > self.last:
             self._woken.set()

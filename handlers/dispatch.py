@@ -46,10 +46,14 @@ class JsonApplication(web.Application):
         super().__init__(list(routes), **settings)
         self.fixed = dict(_fixed(routes))
 
+    def place(self, line: RequestStartLine, headers: HTTPHeaders) -> _Place | None:
+        """Who serves a request of a fixed path; None: Tornado's routes tell, or that it lacks its host."""
+        return self.fixed.get(line.path) if "Host" in headers or line.version == "HTTP/1.0" else None
+
     def take(self, exchange: Exchange, line: RequestStartLine, headers: CheckedHeaders, body: bytes) -> bool:
         """Serves a request that is there as a whole, if its path is fixed; who need not wait answers at once."""
-        place = self.fixed.get(line.path)
-        if place is None or len(body) > MAX_BODY or (headers.value("Host") is None and line.version != "HTTP/1.0"):
+        place = self.place(line, headers)
+        if place is None or len(body) > MAX_BODY:
             return False
         kind, given = place
         request = _Request(exchange, line, headers)
@@ -144,8 +148,8 @@ class _Arrival(HTTPMessageDelegate):
         """Finds the place of the path."""
         assert isinstance(start_line, RequestStartLine)  # noqa: S101 - servers get no other
         application = self._application
-        place = application.fixed.get(start_line.path)
-        if place is None or ("Host" not in headers and start_line.version != "HTTP/1.0"):
+        place = application.place(start_line, headers)
+        if place is None:
             self._delegate = application.route(self._server, self._connection)
         else:
             self._delegate = _Delivery(application, _Request(self._connection, start_line, headers), place, ())

@@ -298,6 +298,24 @@ async def test_own_commits_behind_others_events_are_not_read_again(
     assert follower.seen == await whole(deaf_log)
 
 
+@pytest.mark.gen_test
+async def test_more_own_commits_behind_others_events_than_may_wait_are_read(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "MOST_AHEAD", 1)
+    # So long that all of them are offered between two looks at the table.
+    monkeypatch.setattr(feed, "PAUSE_SECONDS", 0.5)
+    async with EventLog(database, poll_seconds=NEVER) as log:
+        await log.listening()
+        follower = Follower(log)
+        async with following(follower):
+            append_silently(database, 1)
+            await append_many(log, "own", 5)
+            seen = await follower.reaches(await log.head())
+
+        assert seen == await whole(log)
+
+
 def spied_reads(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> list[list[Row]]:
     """What the log reads from now on."""
     read = log.reader.fetch
