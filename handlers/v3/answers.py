@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -49,9 +50,10 @@ REFUSALS: dict[Reason, tuple[int, str]] = {
 }
 
 
+@cache
 def said(status: int, message: str) -> Answer:
-    """An answer that says one thing."""
-    return status, {"message": message}
+    """An answer that says one thing, and always the same: it is encoded once."""
+    return status, msgspec.Raw(rendered({"message": message}))
 
 
 def rendered(body: dict[str, Any]) -> bytes:
